@@ -1,0 +1,1 @@
+"""Who the nodes are, how to reach them, and what state they are in."""
