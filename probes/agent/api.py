@@ -35,7 +35,11 @@ class TimedOut(Exception):
 
 
 class Host:
-    """The node, as checks see it. Tests give another one that replays captures under `root`."""
+    """The node, as checks see it. Tests give another one that replays captures under `root`.
+
+    A check that yields no measure at all has failed: "none of them" is a measure, and a device whose value
+    cannot be read has the value None.
+    """
 
     root: str
     """Prefix of all paths: "" on a node, a folder of captures in tests."""

@@ -1,0 +1,208 @@
+"""Controller side: the bytes that a node prints become the agent's words. Trusts nothing of what it reads.
+
+decoder = Decoder(nonce, bundled.checks)
+for record in decoder.feed(chunk, now):     # as they come
+    ...
+records = decoder.complete("the connection was lost")
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from probes.model import CheckRecord, Measure, Status, Value
+
+FRAME_BYTES = 1 << 20
+MEASURES = 5000
+LINES, LINE_LENGTH = 60, 1000
+TEXT_LENGTH = 4096
+NAME_LENGTH = 200
+FAULTS = 20
+
+_FROM_NODE = {s.value: s for s in Status if s is not Status.MISSING}
+_INT_LIMIT = 1 << 63
+"""A larger whole number becomes a float: no store holds it."""
+
+
+class Decoder:
+    """Takes stdout piece by piece. `records` holds the first record of each expected check."""
+
+    def __init__(self, nonce: str, checks: Iterable[str]) -> None:
+        self.hello: dict[str, Value] = {}
+        self.records: dict[str, CheckRecord] = {}
+        self.done = False
+        self.seconds = 0.0
+        """The agent's own count of its run."""
+        self.faults: list[str] = []
+        """What was wrong in what came, capped: broken, oversized or repeated frames, checks not asked for."""
+        self._expected = tuple(checks)
+        self._names = frozenset(self._expected)
+        self._head = b"\x1eltp1 " + nonce.encode("ascii") + b" "
+        self._rest = b""
+        self._skipping = False
+
+    def feed(self, chunk: bytes, now: float) -> list[CheckRecord]:
+        """Records that this piece completed. `now`: Unix time of its arrival, for the node's clock offset."""
+        data = self._rest + chunk if self._rest else chunk
+        found: list[CheckRecord] = []
+        at = 0
+        if self._skipping:
+            end = data.find(b"\n")
+            if end < 0:
+                self._rest = b""
+                return found
+            at, self._skipping = end + 1, False
+        while True:
+            begin = data.find(self._head, at)
+            if begin < 0:
+                # The last bytes may be the beginning of a head.
+                self._rest = data[max(at, len(data) - len(self._head) + 1) :]
+                return found
+            body = begin + len(self._head)
+            end = data.find(b"\n", body)
+            if end < 0:
+                self._rest = data[begin:]
+                if len(self._rest) > FRAME_BYTES:
+                    self._fault(f"a frame of more than {FRAME_BYTES >> 10} KiB")
+                    self._rest, self._skipping = b"", True
+                return found
+            again = data.rfind(self._head, body, end)
+            if again >= 0:
+                self._fault("a frame was cut off by another one")
+                body = again + len(self._head)
+            record = self._frame(data[body:end], now)
+            if record is not None:
+                found.append(record)
+            at = end + 1
+
+    def complete(self, why: str) -> dict[str, CheckRecord]:
+        """A record of every expected check, in that order: what did not come is MISSING, with the reason."""
+        return {n: self.records.get(n) or CheckRecord(n, Status.MISSING, detail=why) for n in self._expected}
+
+    def _frame(self, data: bytes, now: float) -> CheckRecord | None:
+        if len(data) > FRAME_BYTES:
+            self._fault(f"a frame of more than {FRAME_BYTES >> 10} KiB")
+            return None
+        try:
+            frame = json.loads(data)
+        except (ValueError, RecursionError):
+            self._fault("a frame that is not JSON")
+            return None
+        if not isinstance(frame, dict):
+            self._fault("a frame that is not an object")
+        elif "check" in frame:
+            return self._record(frame)
+        elif isinstance(frame.get("hello"), dict):
+            self._hello(frame["hello"], now)
+        elif frame.get("done") is True:
+            self.done = True
+            self.seconds = _seconds(frame.get("seconds"))
+        else:
+            self._fault("a frame of an unknown kind")
+        return None
+
+    def _record(self, frame: Mapping[str, Any]) -> CheckRecord | None:
+        name = frame["check"]
+        if not isinstance(name, str) or name not in self._names:
+            self._fault(f"a record of a check that was not asked for: {_text(str(name), 80)}")
+            return None
+        if name in self.records:
+            self._fault(f"a second record of {name}")
+            return None
+        record = _to_record(name, frame)
+        self.records[name] = record
+        return record
+
+    def _hello(self, hello: Mapping[Any, Any], now: float) -> None:
+        if self.hello:
+            self._fault("a second hello")
+            return
+        for key, value in list(hello.items())[:50]:
+            if isinstance(value, list):
+                value = ",".join(str(v) for v in value[:50])  # noqa: PLW2901
+            if isinstance(value, Value):
+                self.hello[_text(key, NAME_LENGTH)] = _value(value)
+        sent = self.hello.get("time")
+        if isinstance(sent, int | float) and not isinstance(sent, bool):
+            self.hello["clock_offset"] = sent - now
+
+    def _fault(self, what: str) -> None:
+        if len(self.faults) < FAULTS:
+            self.faults.append(what)
+
+
+def _to_record(name: str, frame: Mapping[str, Any]) -> CheckRecord:
+    """A record of this check in any case: what cannot be used makes it an ERROR that says so."""
+    status = _FROM_NODE.get(_text(frame.get("status"), 20))
+    evidence = frame.get("evidence", [])
+    record = CheckRecord(
+        name,
+        status or Status.ERROR,
+        _seconds(frame.get("seconds")),
+        evidence=tuple(_text(line, LINE_LENGTH) for line in evidence[:LINES])
+        if isinstance(evidence, list)
+        else (),
+        detail=_text(frame.get("detail", ""), LINE_LENGTH),
+    )
+    if status is None:
+        return replace(record, detail="the node sent an unknown status")
+    if status is not Status.ANSWERED:
+        return record
+    measures = frame.get("measures")
+    if not isinstance(measures, list) or len(measures) > MEASURES:
+        return replace(
+            record, status=Status.ERROR, detail="the node sent no list of measures, or too long a one"
+        )
+    found = []
+    for item in measures:
+        if not _is_measure(item):
+            return replace(record, status=Status.ERROR, detail="the node sent a malformed measure")
+        metric, device, value = item
+        if isinstance(value, float) and not math.isfinite(value):
+            return replace(record, status=Status.ERROR, detail=f"{_text(metric, 80)}: not a finite number")
+        device = None if device is None else _text(device, NAME_LENGTH)
+        found.append(Measure(_text(metric, NAME_LENGTH), device, _value(value)))
+    if not found:
+        return replace(record, status=Status.ERROR, detail="the node sent an answer without a measure")
+    return replace(record, measures=tuple(found))
+
+
+def _is_measure(item: object) -> bool:
+    if not isinstance(item, list) or len(item) != 3:
+        return False
+    metric, device, value = item
+    return isinstance(metric, str) and isinstance(device, str | None) and isinstance(value, Value)
+
+
+def _value(value: Value) -> Value:
+    if isinstance(value, str):
+        return _text(value, TEXT_LENGTH)
+    if isinstance(value, int) and not -_INT_LIMIT <= value < _INT_LIMIT:
+        try:
+            return float(value)
+        except OverflowError:
+            return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9:
+        return float(value)
+    return 0.0
+
+
+def _text(value: object, length: int) -> str:
+    """Text that may be shown and stored: no control characters (terminals obey them), no lone surrogates."""
+    if not isinstance(value, str):
+        return ""
+    if len(value) > length:
+        value = value[: length - 3] + "..."
+    if value.isprintable():
+        return value
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in value)
