@@ -1,0 +1,1 @@
+"""How results look: on a terminal, in a browser, in a CI system."""
