@@ -27,7 +27,7 @@ class Status(enum.StrEnum):
 class Outcome(enum.StrEnum):
     """What a finding says. PASS never is a finding; it fills the heat map."""
 
-    PASS = "pass"
+    PASS = "pass"  # noqa: S105
     WARN = "warn"
     FAIL = "fail"
     UNKNOWN = "unknown"
@@ -74,12 +74,15 @@ class NodeReport:
     sku: str | None
     records: Mapping[str, CheckRecord]
     hello: Mapping[str, Value] = field(default_factory=dict)
-    """The agent's first words: python, hostname, boot_id, uid, clock_offset (seconds, node minus controller)."""
+    """The agent's first words: python, hostname, boot_id, uid, clock_offset (seconds, node minus
+    controller)."""
     failure: str = ""
     """Why the node could not be probed at all or to the end; empty when the agent finished."""
     failure_phase: str = ""
     """The transport's phase of that failure, e.g. ``auth``; with its ending, e.g. ``timeout``."""
     failure_ending: str = ""
+    failure_action: str = ""
+    """What a person can do about that failure."""
     seconds: float = 0.0
 
 

@@ -1,0 +1,121 @@
+"""From a scenario to the simulated nodes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from inventory.errors import UsageError
+from probes.catalogue import Catalogue, load_catalogue
+from probes.model import Value
+from probes.profiles import Profiles, RuleBook, load_profiles
+from probes.simulate.healthy import Healthy, healthy_node
+from probes.simulate.node import Effect, Kind, SimulatedNode
+from probes.simulate.scenario import FaultKind, Override, Scenario, fault_kinds
+
+
+def simulated_nodes(scenario: Scenario) -> dict[str, SimulatedNode]:
+    """The nodes of `scenario` by name, in its order.
+
+    Raises UsageError for an unknown SKU, and for a fault that would change nothing on nodes of its SKU.
+    """
+    catalogue = load_catalogue(scenario.checks)
+    profiles = load_profiles(catalogue, scenario.profiles)
+    kinds = {
+        sku: _kind(sku, catalogue, profiles, scenario) for sku in dict.fromkeys(scenario.sku_of.values())
+    }
+    effects: dict[tuple[str, str], Effect] = {}
+    nodes = {}
+    for name, sku in scenario.sku_of.items():
+        mine = []
+        for fault in scenario.faults.get(name, ()):
+            if (fault, sku) not in effects:
+                effects[fault, sku] = effect_of(fault, fault_kinds()[fault], kinds[sku].healthy)
+            mine.append(effects[fault, sku])
+        nodes[name] = SimulatedNode(name, kinds[sku], tuple(mine), scenario.seed, scenario.latency)
+    return nodes
+
+
+def _kind(sku: str, catalogue: Catalogue, profiles: Profiles, scenario: Scenario) -> Kind:
+    try:
+        profile = profiles.find(sku)
+    except UsageError as error:
+        document = scenario.document
+        place = next(
+            (("skus", nodes) for nodes, one in _skus(scenario).items() if one == sku and sku), ("sku",)
+        )
+        raise (document.error(place, str(error)) if document else UsageError(f"sku: {error}")) from None
+    return Kind(healthy_node(catalogue, RuleBook(catalogue, profiles), profile))
+
+
+def _skus(scenario: Scenario) -> Mapping[str, str]:
+    data = scenario.document.data if scenario.document else {}
+    return data.get("skus") or {} if isinstance(data, dict) else {}
+
+
+def effect_of(name: str, fault: FaultKind, healthy: Healthy) -> Effect:
+    """What `fault` does on nodes like `healthy`. Raises UsageError if that is nothing at all."""
+    measures: dict[str, dict[tuple[str, str | None], Value]] = {}
+    for override in fault.measures:
+        check, _, metric = override.metric.rpartition(".")
+        found = _changed(override, check, metric, healthy)
+        if found is not None:
+            device, value = found
+            measures.setdefault(check, {})[metric, device] = value
+    scale = {full: factor for full, factor in fault.scale.items() if _reported(full, healthy)}
+    effect = Effect(
+        measures=measures,
+        scale=scale,
+        gone=_gone(fault.lost, healthy),
+        hangs=frozenset(check for check in fault.hangs if check in healthy.answers),
+        absent=frozenset(check for check in fault.absent if check in healthy.answers),
+        behaviour=fault.behaviour,
+        clock_offset=fault.clock_offset,
+        delay=fault.delay,
+    )
+    if effect == Effect():
+        raise UsageError(f"the fault {name} ({fault.what}) changes nothing on nodes of SKU {healthy.sku}")
+    return effect
+
+
+def _changed(
+    override: Override, check: str, metric: str, healthy: Healthy
+) -> tuple[str | None, Value] | None:
+    """Device and value; None where such nodes do not report the metric, or have no such device."""
+    answers = [answer for answer in healthy.answers.get(check, ()) if answer.metric == metric]
+    if not answers:
+        return None
+    device = None
+    if override.device is not None:
+        device = _device(override.device, healthy)
+        if device is None:
+            return None
+    if override.add is None:
+        return device, override.value
+    usual = next((a.value for a in answers if a.device == device), answers[0].value)
+    if isinstance(usual, str | bool) or usual is None:
+        raise UsageError(f"{override.metric} is {usual!r} on a healthy node; nothing can be added to it")
+    return device, usual + override.add
+
+
+def _device(place: str, healthy: Healthy) -> str | None:
+    found = re.fullmatch(r"(\w+)\[(\d+)\]", place)
+    parts = healthy.devices.get(found[1]) if found else None
+    if found is None or parts is None:
+        classes = ", ".join(healthy.devices)
+        raise UsageError(f"'{place}' is no device; write CLASS[INDEX] with one of {classes}")
+    return parts[int(found[2])] if int(found[2]) < len(parts) else None
+
+
+def _reported(full: str, healthy: Healthy) -> bool:
+    check, _, metric = full.rpartition(".")
+    return any(answer.metric == metric for answer in healthy.answers.get(check, ()))
+
+
+def _gone(lost: int | None, healthy: Healthy) -> frozenset[str]:
+    """The lost accelerator and its pairs. What the PCI bus itself shows of it stays."""
+    accelerators = healthy.devices["accelerator"]
+    if lost is None or lost >= len(accelerators):
+        return frozenset()
+    me = accelerators[lost]
+    return frozenset({me, *(pair for pair in healthy.devices["pair"] if me in pair.split("-"))})
