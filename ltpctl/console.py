@@ -98,7 +98,13 @@ class Output:
             words = ["" if cell is None else str(cell) for cell in row]
             styles = [STYLES.get(word, "") if name in style_by else "" for name, word in zip(columns, words, strict=True)]
             table.add_row(*(Text(clean(word), style=style) for word, style in zip(words, styles, strict=True)))
-        console.print(table)
+        if self.stdout.isatty():
+            console.print(table)
+            return
+        with console.capture() as capture:
+            console.print(table)
+        # A pipe needs no padding up to the width of the screen.
+        self.stdout.writelines(f"{line.rstrip()}\n" for line in capture.get().splitlines())
 
     @property
     def interactive(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -13,10 +14,15 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
+ALIKE = 5
+"""Nodes with the same first finding that are told one by one."""
+
+
 class NodeProgress:
     """How many nodes are done, which have been running longest, and what was found, as it comes.
 
-    In a pipe: a line for every finding worth one, and one for every tenth of the nodes (at most one a second).
+    In a pipe: a line for every node with findings, and one for every tenth of the nodes (at most one a second).
+    What many nodes share is told of the first few only; the table at the end has them all.
     """
 
     def __init__(self, out: Output, total: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -24,6 +30,7 @@ class NodeProgress:
         self._running: dict[str, float] = {}
         self._done = 0
         self._bad = 0
+        self._told: Counter[str] = Counter()
         self._said = 0.0
         self._tenths = 0
         self._bar: Progress | None = None
@@ -58,17 +65,22 @@ class NodeProgress:
         self._running[node] = self._clock()
         self._show()
 
-    def done(self, node: str, word: str, lines: list[str]) -> None:
-        """A node has ended. `lines` is what is worth telling at once; empty for a healthy node."""
+    def done(self, node: str, word: str, findings: list[tuple[str, str]]) -> None:
+        """A node has ended. `findings`: check and message of what is worth telling; empty for a healthy node."""
         self._running.pop(node, None)
         self._done += 1
-        if lines:
+        if findings:
             self._bad += 1
-            self._say(node, word, lines)
+            check, message = findings[0]
+            self._told[check] += 1
+            if self._told[check] <= ALIKE:
+                more = f"  (+{len(findings) - 1} more)" if len(findings) > 1 else ""
+                self._say(f"{node}  {word}  {check}: {message}{more}", word)
+            elif self._told[check] == ALIKE + 1:
+                self._say(f"{node} and others  {check}: alike; counted from here on", word)
         self._show()
 
-    def _say(self, node: str, word: str, lines: list[str]) -> None:
-        head = f"{node}  {word}  {lines[0]}" + (f"  (+{len(lines) - 1} more)" if len(lines) > 1 else "")
+    def _say(self, head: str, word: str) -> None:
         if self._bar is not None:
             from rich.text import Text
 

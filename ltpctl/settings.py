@@ -163,8 +163,7 @@ def _checked(origins: Mapping[str, Setting]) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
-        setting = origins.get(name)
-        where = setting.source if setting else "configuration"
+        where = origins[name].source if name in origins else "configuration"
         message = first["msg"][:1].lower() + first["msg"][1:]
         raise UsageError(f"{where}: {name}: {message}, found {first['input']!r}") from None
 

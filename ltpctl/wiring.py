@@ -28,8 +28,8 @@ def ssh_settings(section: SshSection, accept_new: bool) -> SshSettings:
     )
 
 
-def limits(section: SshSection) -> Limits:
-    """The configured limits of the connecting phases."""
+def limits(section: SshSection, command: float = 60.0) -> Limits:
+    """The configured limits of the connecting phases; `command` seconds for what runs then."""
     from inventory.transport import Limits
 
     return Limits(
@@ -38,6 +38,7 @@ def limits(section: SshSection) -> Limits:
         banner=section.banner,
         handshake=section.handshake,
         auth=section.auth,
+        command=command,
     )
 
 

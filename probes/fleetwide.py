@@ -10,7 +10,7 @@ from probes.baseline import Baseline, Unlearned, learn
 from probes.catalogue import Catalogue
 from probes.criteria import Rule, show
 from probes.model import Finding, Outcome, Value
-from probes.peers import Outlier, compare, is_number
+from probes.peers import Outlier, Sample, compare, is_number
 
 KIND_CHECK = "fleet.kind"
 """The finding that a node, of which the inventory does not say what it is, is not what most others are."""
@@ -48,12 +48,15 @@ class FleetResult:
 
 
 def compared_metrics(catalogue: Catalogue) -> frozenset[str]:
-    """Full names of the metrics that peers or baselines judge: all that need be kept of a healthy node."""
+    """Full names of the metrics that peers or baselines judge, or that say which peers are alike: all that need be
+    kept of a healthy node."""
     return frozenset(
-        f"{check.name}.{metric}"
+        f"{check.name}.{name}"
         for check in catalogue
         for metric, spec in check.spec.metrics.items()
         if spec.peers is not None or spec.baseline is not None
+        for name in (metric, spec.peers.alike if spec.peers else None)
+        if name is not None
     )
 
 
@@ -67,20 +70,34 @@ def compare_peers(members: Iterable[Member], rules: Mapping[str, Rule]) -> Fleet
         for name, rule in rules.items():
             if rule.peers is None:
                 continue
-            samples = [(m.node, device, value) for m in group for device, value in m.measured.get(name, ())]
-            if not samples:
-                continue
-            result = compare(samples, rule.peers)
-            uncompared += not result.compared
-            if result.undecided:
-                notes.append(Note(f"{name}: {result.undecided}; nobody is accused", name, sku))
-            for outlier in result.outliers:
-                findings.setdefault(outlier.node, []).append(_peer_finding(rule, outlier))
+            results = [compare(samples, rule.peers) for samples in _alike(group, rule)]
+            uncompared += bool(results) and not any(result.compared for result in results)
+            for result in results:
+                if result.undecided:
+                    notes.append(Note(f"{name}: {result.undecided}; nobody is accused", name, sku))
+                for outlier in result.outliers:
+                    findings.setdefault(outlier.node, []).append(_peer_finding(rule, outlier))
         if uncompared:
             nodes = f"{len(group)} node{'s' if len(group) != 1 else ''}"
             kind = f"SKU {sku}" if sku else "an unnamed SKU"
             notes.append(Note(f"{uncompared} metrics have too few peers among {nodes} of {kind}", sku=sku))
     return FleetResult({node: tuple(found) for node, found in findings.items()}, tuple(notes))
+
+
+def _alike(group: Sequence[Member], rule: Rule) -> list[list[Sample]]:
+    """The samples of one metric, apart by the value of the metric that `alike` names.
+
+    A digest of results says nothing about nodes with another software stack. The other metric is that of the same
+    device, else of the node; samples of nodes that did not report it are compared among themselves.
+    """
+    assert rule.peers is not None
+    other = f"{rule.check}.{rule.peers.alike}" if rule.peers.alike else None
+    apart: dict[Value, list[Sample]] = {}
+    for member in group:
+        values = dict(member.measured.get(other, ())) if other else {}
+        for device, value in member.measured.get(rule.name, ()):
+            apart.setdefault(values.get(device, values.get(None)), []).append((member.node, device, value))
+    return list(apart.values())
 
 
 def compare_kinds(members: Sequence[Member]) -> FleetResult:

@@ -21,6 +21,7 @@ CLOCK = Demand(
 """Seconds, node minus controller, when the inventory or the catalogue says nothing else about host.clock."""
 
 KIND_CHECK = "fleet.sku"
+LEFTOVER_CHECK = "agent.leftover"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,24 @@ def _failure(report: NodeReport, unanswered: int, asked: int) -> Finding:
         reference=f"{unanswered} of {asked} checks without an answer",
         action=report.failure_action,
     )
+
+
+def judge_ending(clean: bool) -> list[Finding]:
+    """What it says about a node that a process of the checks could not be killed there."""
+    if clean:
+        return []
+    return [
+        Finding(
+            LEFTOVER_CHECK,
+            Outcome.WARN,
+            "a process that a check started outlived SIGKILL: it is stuck in the kernel",
+            value=False,
+            limit="== true",
+            source="default",
+            reference="only a process in an uninterruptible wait survives SIGKILL (proc(5), state D)",
+            action="See ps -eo pid,stat,wchan:32,args for state D: a driver or a file system hangs. Reboot the node.",
+        )
+    ]
 
 
 def judge_clock(offset: float) -> list[Finding]:

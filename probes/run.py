@@ -33,7 +33,7 @@ from probes.fleetwide import (
     compare_peers,
     compared_metrics,
 )
-from probes.judging import judge_clock, judge_kind, judge_report
+from probes.judging import judge_clock, judge_ending, judge_kind, judge_report
 from probes.metered import MeteredTransport
 from probes.model import CheckRecord, Finding, NodeReport, NodeVerdict, Outcome, Status, Value
 from probes.plan import IDLE_TAG, Plan, in_use, occupancy_checks, withheld
@@ -200,6 +200,7 @@ class ValidationRun:
             one.seconds += ended.seconds
             one.records = answer.decoder.records
             self._meet(one, answer.decoder.hello, ended)
+            one.findings += judge_ending(answer.decoder.clean)
             failure = failure_of(
                 ended,
                 python=one.node.python,

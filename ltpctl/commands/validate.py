@@ -11,6 +11,7 @@ from ltpctl.exits import Exit
 from ltpctl.frame import Session
 
 if TYPE_CHECKING:
+    from probes.catalogue import Level
     from probes.plan import Plan
 
 app = frame.app("Check nodes and say which may be given to a job, and why not the others.")
@@ -175,20 +176,21 @@ def explain(
     return Exit.OK
 
 
-def _level(quick: bool, standard: bool, comprehensive: bool) -> str | None:
+def _level(quick: bool, standard: bool, comprehensive: bool) -> Level | None:
     from inventory.errors import UsageError
 
-    chosen = [n for n, on in (("quick", quick), ("standard", standard), ("comprehensive", comprehensive)) if on]
+    levels: dict[Level, bool] = {"quick": quick, "standard": standard, "comprehensive": comprehensive}
+    chosen = [level for level, wanted in levels.items() if wanted]
     if len(chosen) > 1:
         raise UsageError(f"give one of --{' and --'.join(chosen)}: each plan contains the smaller ones")
     return chosen[0] if chosen else None
 
 
-def _plan(session: Session, level: str, only: list[str] | None, skip: list[str] | None) -> Plan:
+def _plan(session: Session, level: Level, only: list[str] | None, skip: list[str] | None) -> Plan:
     from ltpctl.validation import catalogue
     from probes.plan import make_plan
 
-    return make_plan(catalogue(session), level, only or (), skip or ())  # type: ignore[arg-type]
+    return make_plan(catalogue(session), level, only or (), skip or ())
 
 
 def _summary(counts: dict[str, object]) -> str:

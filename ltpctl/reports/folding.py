@@ -62,7 +62,7 @@ def _lines(members: list[tuple[NodeVerdict, list[Finding]]]) -> Iterable[Line]:
             text = f"{_listed('device', devices)}: {text}"
         if len({f.message for _, f in same}) > 1:
             text += f" (on {node}; {len(same) - 1} more alike)"
-        yield Line(first.outcome, first.check, text, first.action)
+        yield Line(first.outcome, first.check, text, "" if first.outcome in QUIET else first.action)
 
 
 def _listed(word: str, names: list[str]) -> str:

@@ -35,6 +35,8 @@ class Decoder:
         self.hello: dict[str, Value] = {}
         self.records: dict[str, CheckRecord] = {}
         self.done = False
+        self.clean = True
+        """False: the agent says that a process which it started outlived SIGKILL (stuck in the kernel)."""
         self.seconds = 0.0
         """The agent's own count of its run."""
         self.faults: list[str] = []
@@ -100,6 +102,7 @@ class Decoder:
             self._hello(frame["hello"], now)
         elif frame.get("done") is True:
             self.done = True
+            self.clean = frame.get("clean") is not False
             self.seconds = _seconds(frame.get("seconds"))
         else:
             self._fault("a frame of an unknown kind")

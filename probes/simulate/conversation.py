@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import asyncssh
 
+from inventory.transport.watchdog import LOGIN_LINE
 from probes.simulate.node import BadPayload, SimulatedNode
 from probes.simulate.scenario import Behaviour
 
@@ -44,9 +45,9 @@ async def answer(node: SimulatedNode, process: Process) -> None:
 
 
 async def _run(node: SimulatedNode, process: Process) -> None:
-    words = _words(process.command or "")
+    words = await _asked(process)
     if not _is_agent(words):
-        process.exit(0 if words[-1:] == ["true"] else 127)
+        process.exit(0 if "true" in words else 127)
         return
     if node.behaviour is Behaviour.NOISE:
         process.stdout.write(_NOISE)
@@ -86,8 +87,12 @@ async def _stdin_ends(process: Process, seconds: float) -> bool:
         return False
 
 
-def _words(command: str | bytes) -> list[str]:
+async def _asked(process: Process) -> list[str]:
+    """The command; where a shell is asked to read it as its first line of input, that line."""
+    command = process.command or ""
     text = command if isinstance(command, str) else command.decode("utf-8", "replace")
+    if text == LOGIN_LINE:
+        text = (await process.stdin.readline()).decode("utf-8", "replace")
     try:
         return shlex.split(text)
     except ValueError:
@@ -100,37 +105,49 @@ def _is_agent(words: list[str]) -> bool:
 
 
 class Server(asyncssh.SSHServer):
-    """The SSH side of one connection: tells when it is made, so that it can be ended with the fleet."""
+    """The SSH side of one connection, which is in `connections` while it lives."""
 
-    def __init__(self, made: Callable[[asyncssh.SSHServerConnection], None]) -> None:
-        self._made = made
+    def __init__(self, connections: set[asyncssh.SSHServerConnection]) -> None:
+        self._connections = connections
+        self._mine: asyncssh.SSHServerConnection | None = None
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
-        self._made(conn)
+        self._mine = conn
+        self._connections.add(conn)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._mine is not None:
+            self._connections.discard(self._mine)
 
 
 class HangingServer(Server):
     """Lets in, and then neither opens a session nor refuses it."""
 
-    def session_requested(self) -> asyncio.Future[asyncssh.SSHServerSession[bytes]]:  # type: ignore[override]
+    def session_requested(self) -> asyncio.Future[asyncssh.SSHServerSession[bytes]]:
         return asyncio.get_running_loop().create_future()
 
 
 async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Accept, say nothing, until the other side leaves."""
-    with contextlib.suppress(OSError):
+    with _until_the_end(writer):
         while await reader.read(4096):
             pass
-    writer.close()
 
 
 async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Send a banner that never becomes one, a byte a second."""
-    with contextlib.suppress(OSError):
+    with _until_the_end(writer):
         for byte in _TRICKLE:
             writer.write(bytes([byte]))
             await writer.drain()
             if reader.at_eof():
                 break
             await asyncio.sleep(1)
+
+
+@contextlib.contextmanager
+def _until_the_end(writer: asyncio.StreamWriter) -> Iterator[None]:
+    # The fleet's end cancels these tasks, and asyncio would print that as an error of theirs.
+    with contextlib.suppress(OSError, asyncio.CancelledError):
+        yield
     writer.close()

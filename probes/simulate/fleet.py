@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
+from inventory.document import Document, Place
 from inventory.errors import UsageError
 from probes.catalogue import Catalogue, load_catalogue
 from probes.model import Value
 from probes.profiles import Profiles, RuleBook, load_profiles
 from probes.simulate.healthy import Healthy, healthy_node
 from probes.simulate.node import Effect, Kind, SimulatedNode
-from probes.simulate.scenario import FaultKind, Override, Scenario, fault_kinds
+from probes.simulate.scenario import FaultKind, Override, Scenario, ScenarioFile, fault_kinds
 
 
 def simulated_nodes(scenario: Scenario) -> dict[str, SimulatedNode]:
@@ -40,17 +40,15 @@ def _kind(sku: str, catalogue: Catalogue, profiles: Profiles, scenario: Scenario
     try:
         profile = profiles.find(sku)
     except UsageError as error:
-        document = scenario.document
-        place = next(
-            (("skus", nodes) for nodes, one in _skus(scenario).items() if one == sku and sku), ("sku",)
-        )
-        raise (document.error(place, str(error)) if document else UsageError(f"sku: {error}")) from None
+        if scenario.document is None:
+            raise
+        raise scenario.document.error(_place_of(sku, scenario.document), str(error)) from None
     return Kind(healthy_node(catalogue, RuleBook(catalogue, profiles), profile))
 
 
-def _skus(scenario: Scenario) -> Mapping[str, str]:
-    data = scenario.document.data if scenario.document else {}
-    return data.get("skus") or {} if isinstance(data, dict) else {}
+def _place_of(sku: str, document: Document) -> Place:
+    skus = document.parse(ScenarioFile).skus
+    return next((("skus", nodes) for nodes, named in skus.items() if named == sku), ("sku",))
 
 
 def effect_of(name: str, fault: FaultKind, healthy: Healthy) -> Effect:

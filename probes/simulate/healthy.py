@@ -1,7 +1,7 @@
 """What a healthy node of a SKU answers: for every metric of the catalogue a value that meets its limits.
 
-Values are drawn from the limits themselves, so that a new check is simulated as soon as it is in the catalogue;
-``values.yaml`` says more where a plausible value cannot be guessed from a limit.
+Values are drawn from the limits themselves, so that a new check is simulated as soon as it is in the
+catalogue; ``values.yaml`` says more where a plausible value cannot be guessed from a limit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from inventory.document import load
 from inventory.errors import UsageError
 from inventory.fleet import Node
-from probes.catalogue import Catalogue, Check, MetricSpec
+from probes.catalogue import Catalogue, MetricSpec
 from probes.counters import WATCH_CHECK, growth_name
 from probes.limits import Demand, Limit, Operator
 from probes.model import Value
@@ -80,7 +80,11 @@ def healthy_node(catalogue: Catalogue, rules: RuleBook, profile: Profile) -> Hea
             demanded = demand is not None and demand.explicit
             if known.only is not None and traits.isdisjoint(known.only) and not demanded:
                 continue
-            value = _value(check, metric, spec, known, demand, fill)
+            try:
+                value = _value(known.value, demand, spec.unit, fill)
+            except ValueError as error:
+                name = f"{check.origin}: {check.name}.{metric}"
+                raise UsageError(f"{name}: {error}; {_VALUES.name} must name one") from None
             if value is None:
                 continue
             spread = known.spread if known.spread is not None else MEASURED_SPREAD * _is_measured(spec)
@@ -148,26 +152,17 @@ def _is_measured(spec: MetricSpec) -> bool:
 
 
 def _value(
-    check: Check,
-    metric: str,
-    spec: MetricSpec,
-    known: _Known,
-    demand: Demand | None,
-    fill: Mapping[str, Value | tuple[str, ...]],
+    known: Value, demand: Demand | None, unit: str, fill: Mapping[str, Value | tuple[str, ...]]
 ) -> Value | tuple[str, ...]:
     """What values.yaml says if the limits of this SKU agree with it, else a value drawn from them.
 
-    A tuple holds one value for each device."""
-    if isinstance(known.value, str) and known.value.startswith("{"):
-        return fill[known.value.strip("{}")]
-    if known.value is not None and _meets(demand, known.value):
-        return known.value
-    try:
-        return value_within(demand, spec.unit)
-    except ValueError as error:
-        raise UsageError(
-            f"{check.origin}: {check.name}.{metric}: {error}; {_VALUES.name} must name one"
-        ) from None
+    A tuple holds one value for each device. Raises ValueError if no value can be drawn.
+    """
+    if isinstance(known, str) and known.startswith("{"):
+        return fill[known.strip("{}")]
+    if known is not None and _meets(demand, known):
+        return known
+    return value_within(demand, unit)
 
 
 def _growth(catalogue: Catalogue, answers: Mapping[str, tuple[Answer, ...]]) -> Iterator[Answer]:

@@ -1,4 +1,4 @@
-"""One simulated node: which frames it answers a request with. Pure; randomness is drawn from the scenario's seed."""
+"""One simulated node: which frames it answers a request with. Pure; chance comes from the scenario's seed."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ class SimulatedNode:
         return self.latency + sum(effect.delay for effect in self.effects)
 
     def frames(self, nonce: str, payload: bytes, now: float) -> list[bytes]:
-        """The frames that the agent on such a node would write for `payload` at Unix time `now` (see probes.agent).
+        """The frames that the agent on such a node would write for `payload` at Unix time `now`.
 
-        Raises BadPayload.
+        See probes.agent for their form. Raises BadPayload.
         """
         request = _request(payload)
         mark = RECORD_SEPARATOR + f"ltp1 {nonce} ".encode()
@@ -159,7 +159,7 @@ class SimulatedNode:
         return [(metric, device, value) for (metric, device), value in measures.items()]
 
     def _shaded(self, full: str, answer: Answer, draw: random.Random) -> Value:
-        """A measured number differs a little from node to node and device to device, and by the factor of a fault."""
+        """A measured number differs a little between nodes and devices, and by the factor of a fault."""
         value = answer.value
         if isinstance(value, str | bool) or value is None:
             return value

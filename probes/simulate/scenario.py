@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -193,9 +193,7 @@ def _refuse_second_behaviour(node: str, name: str, kind: FaultKind, before: tupl
         return
     for other in before:
         if fault_kinds()[other].behaviour is not None:
-            raise UsageError(
-                f"{node} has the fault {other} already, which hides {name}; plant one of the two"
-            )
+            raise UsageError(f"{node} has the fault {other} already, which hides {name}; plant one of them")
 
 
 class _placed:
@@ -212,7 +210,7 @@ class _placed:
             raise self._document.error(self._place, str(error)) from None
 
 
-def parse_planted(texts: Iterator[str] | list[str]) -> tuple[PlantedFault, ...]:
+def parse_planted(texts: Iterable[str]) -> tuple[PlantedFault, ...]:
     """``SET=KIND`` each, as on the command line. Raises UsageError."""
     planted = []
     for text in texts:

@@ -1,4 +1,4 @@
-"""The servers of a simulated fleet: one listener a node, SSH for most, raw sockets where SSH itself misbehaves."""
+"""The servers of a simulated fleet: one listener a node; raw sockets where SSH itself misbehaves."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Served:
 async def serve(nodes: Mapping[str, SimulatedNode], port: int = 0) -> AsyncIterator[Served]:
     """Serve `nodes` until the context is left; what is connected then is cut off.
 
-    With port 0 a free one is taken, the same for all nodes. Raises UsageError when an address or port cannot be
-    bound, or when this process may not open as many files as the fleet needs.
+    With port 0 a free one is taken, the same for all nodes. Raises UsageError when an address or port
+    cannot be bound, or when this process may not open as many files as the fleet needs.
     """
     _allow_files(len(nodes) + CONNECTIONS, len(nodes))
     fleet = _Fleet(nodes)
@@ -109,7 +109,7 @@ class _Fleet:
             if behaviour in (Behaviour.REFUSE, Behaviour.UNRESOLVABLE):
                 continue
             bound = _bound(self._places[name], port)
-            if behaviour in _RAW:
+            if behaviour is not None and behaviour in _RAW:
                 self._listeners.append(await asyncio.start_server(_RAW[behaviour], sock=bound))
             else:
                 options = self._special.get(behaviour, self._usual) if behaviour else self._usual
@@ -129,7 +129,7 @@ class _Fleet:
     def _options(
         self, host_key: asyncssh.SSHKey, accepted: asyncssh.SSHKey, hanging: bool = False
     ) -> asyncssh.SSHServerConnectionOptions:
-        server = _HangingTracked if hanging else _Tracked
+        server = HangingServer if hanging else Server
         return asyncssh.SSHServerConnectionOptions(
             server_factory=partial(server, self._open),
             server_host_keys=[host_key],
@@ -140,28 +140,8 @@ class _Fleet:
             agent_forwarding=False,
             allow_scp=False,
             login_timeout=60,
-            # One process plays every node: the cheapest that clients offer, see docs/simulated-fleet.md.
             compression_algs=["none"],
         )
-
-
-class _Tracked(Server):
-    def __init__(self, connections: set[asyncssh.SSHServerConnection]) -> None:
-        super().__init__(connections.add)
-        self._connections = connections
-        self._mine: asyncssh.SSHServerConnection | None = None
-
-    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
-        self._mine = conn
-        super().connection_made(conn)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._mine is not None:
-            self._connections.discard(self._mine)
-
-
-class _HangingTracked(_Tracked, HangingServer):
-    pass
 
 
 def _bound(address: str, port: int) -> socket.socket:

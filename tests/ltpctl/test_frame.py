@@ -14,6 +14,9 @@ import pytest
 LTPCTL = [sys.executable, "-c", "from ltpctl.cli import main; main()"]
 HEAVY = {"torch", "asyncssh", "sqlalchemy", "paramiko", "jinja2", "pydantic", "ClusterShell", "rich", "alembic"}
 
+WRITES_A_FILE = [["inventory", "import"]]
+"""Commands whose output is a document already."""
+
 
 def ltpctl(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -56,7 +59,7 @@ def test_every_command_has_help_with_an_example() -> None:
         shown = ltpctl(*path, "--help")
         assert shown.returncode == 0, path
         assert "Example:" in shown.stdout, path
-        assert "--json" in shown.stdout, path
+        assert "--json" in shown.stdout or path in WRITES_A_FILE, path
 
 
 def test_version_is_the_package_s() -> None:

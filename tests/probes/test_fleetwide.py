@@ -20,6 +20,7 @@ from probes.model import Outcome
 from probes.profiles import Profiles, RuleBook
 from tests.probes.catalogues import catalogue
 
+DIGEST, STACK = "compute.golden.digest", "compute.golden.stack"
 DRIVER, RATE = "accelerator.versions.driver", "accelerator.gemm.bf16"
 
 
@@ -105,3 +106,20 @@ def test_only_compared_metrics_are_kept_of_what_ships() -> None:
     compared = compared_metrics(load_catalogue())
     assert "compute.gemm.bf16_tflops" in compared
     assert "host.uptime.seconds" not in compared
+
+
+def digest(name: str, stack: str, value: str) -> Member:
+    return Member(name, "h100", {DIGEST: [("0", value)], STACK: [("0", stack)]})
+
+
+def test_only_nodes_that_report_the_same_companion_value_are_peers(rules: dict[str, Rule]) -> None:
+    shipped = RuleBook(load_catalogue(), Profiles({})).by_metric()
+    fleet = [digest(f"a{i}", "torch 2.13", "aaaa") for i in range(9)]
+    fleet += [digest(f"b{i}", "torch 2.12", "bbbb") for i in range(4)]
+    assert compare_peers(fleet, shipped).findings == {}
+    fleet[2] = digest("a2", "torch 2.13", "bbbb")
+    assert set(compare_peers(fleet, shipped).findings) == {"a2"}
+
+
+def test_the_companion_of_a_compared_metric_is_kept() -> None:
+    assert {DIGEST, STACK} <= compared_metrics(load_catalogue())
