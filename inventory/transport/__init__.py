@@ -7,11 +7,14 @@ what happens on a node or on the way to it: every ending is an :class:`Outcome`.
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from inventory.fleet import Node
+
+if TYPE_CHECKING:
+    from inventory.transport.settings import SshSettings
 
 
 class Phase(enum.StrEnum):
@@ -51,7 +54,10 @@ class Limits:
     handshake: float = 10.0
     """Key exchange and host key."""
     auth: float = 15.0
+    exec: float = 10.0
+    """From being let in until the node has accepted the command."""
     command: float = 60.0
+    """``math.inf`` for a command that runs as long as it likes (a launcher's agent, streamed for days)."""
     output: float = 5.0
     """After the command has ended: how long its pipes may stay open (a daemon that kept stdout)."""
     stdout_bytes: int = 8 << 20
@@ -99,6 +105,12 @@ class Outcome:
     attempts: int = 1
     message: str = ""
     """One line for a person: what happened and, where it helps, what to do."""
+    started_at: float = 0.0
+    """Unix time of this machine when the node accepted the command (0: it never did), and when it ended. What
+    a node says about its own time is compared with these: the node's clock plays no part in any limit."""
+    ended_at: float = 0.0
+    phase_seconds: Mapping[Phase, float] = field(default_factory=dict)
+    """How long each phase of the last attempt took, up to and including the one it ended in."""
 
     @property
     def ok(self) -> bool:
@@ -111,11 +123,17 @@ class Outcome:
 
 
 OnOutput = Callable[[str, bytes], None]
-"""Called with (node name, bytes) for every piece of stdout as it arrives, before any cap is applied to what is kept."""
+"""Called with (node name, bytes) for every piece of stdout as it arrives, before any cap is applied to what
+is kept."""
 
 
 class Transport(Protocol):
-    """One way to run commands. Use as an async context manager: leaving it closes every connection."""
+    """One way to run commands. Use as an async context manager: leaving it closes every connection.
+
+    `run` raises only for what a person or the caller got wrong (UsageError: a NUL in argv, a broken
+    ssh_config) and CancelledError when its task is cancelled; the outcome so far is then
+    attached to it (`inventory.transport.ending.outcome_of`).
+    """
 
     async def run(self, node: Node, command: Command, on_output: OnOutput | None = None) -> Outcome: ...
 
@@ -134,3 +152,15 @@ class FanOut(Protocol):
         concurrency: int = 64,
         on_output: OnOutput | None = None,
     ) -> AsyncIterator[Outcome]: ...
+
+
+def transport_for(
+    nodes: Iterable[Node], settings: SshSettings, fleet: Mapping[str, Node] | None = None
+) -> Transport:
+    """The transport for `nodes`: local ones are served without SSH, all others over it.
+
+    `fleet` holds the nodes whose names may stand for jump hosts; without it, those of `nodes`.
+    """
+    from inventory.transport.routing import RoutedTransport
+
+    return RoutedTransport(settings, fleet if fleet is not None else {node.name: node for node in nodes})

@@ -1,0 +1,1 @@
+"""Running one command on many nodes: ours beside what a user would pick instead."""
