@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +25,6 @@ def pages() -> dict[str, str]:
 
 
 def commands() -> str:
-    os.environ["COLUMNS"] = "100"
-    os.environ["TERMINAL_WIDTH"] = "100"
     import typer
 
     from ltpctl.cli import app
@@ -50,7 +47,11 @@ def _walk(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
 def configuration() -> str:
     from ltpctl.settings import Settings, leaves
 
-    text = HEAD + "# Configuration\n\nDefaults < file < environment < flags; `ltpctl config show` says where each value came from.\n\n"
+    text = (
+        HEAD
+        + "# Configuration\n\nDefaults < file < environment < flags; "
+        + "`ltpctl config show` says where each value came from.\n\n"
+    )
     text += "| setting | default | environment | meaning |\n|---|---|---|---|\n"
     for leaf in leaves(Settings):
         default = leaf.default
@@ -65,7 +66,10 @@ def checks() -> str:
     from probes.catalogue import load_catalogue
 
     catalogue = load_catalogue()
-    text = HEAD + f"# Checks\n\n{len(catalogue)} checks. Plans contain each other: quick ⊂ standard ⊂ comprehensive. "
+    text = (
+        HEAD
+        + f"# Checks\n\n{len(catalogue)} checks. Plans contain each other: quick ⊂ standard ⊂ comprehensive. "
+    )
     text += "Limits here are the defaults; [SKU profiles](profiles.md) replace them.\n"
     family = ""
     for check in catalogue:
@@ -80,7 +84,8 @@ def checks() -> str:
         marks += [f"tags {', '.join(spec.tags)}"] if spec.tags else []
         text += f"\n### {check.name}\n\n{spec.what.strip()}\n\n{' · '.join(marks)}\n\n"
         text += f"- Why: {spec.why.strip()}\n- Fix: {spec.fix.strip()}\n\n"
-        text += "| metric | unit | fails unless | warns unless | peers | baseline | what |\n|---|---|---|---|---|---|---|\n"
+        text += "| metric | unit | fails unless | warns unless | peers | baseline | what |\n"
+        text += "|---|---|---|---|---|---|---|\n"
         for name, metric in spec.metrics.items():
             limit = metric.limit
             peers = metric.peers
@@ -101,11 +106,17 @@ def profiles() -> str:
     from probes.catalogue import load_catalogue
     from probes.profiles import load_profiles
 
-    text = HEAD + "# SKU profiles\n\nWhat nodes of one kind must show, over the defaults of the [checks](checks.md).\n"
+    text = (
+        HEAD
+        + "# SKU profiles\n\n"
+        + "What nodes of one kind must show, over the defaults of the [checks](checks.md).\n"
+    )
     for profile in load_profiles(load_catalogue()).by_name.values():
         text += f"\n## {profile.name}\n\n{profile.what.strip()}\n\n"
         facts = [f"{profile.accelerators} accelerators" if profile.accelerators else "no accelerators"]
-        facts += [f"recognised by PCI {', '.join(f'`{p}`' for p in sorted(profile.pci))}"] if profile.pci else []
+        facts += (
+            [f"recognised by PCI {', '.join(f'`{p}`' for p in sorted(profile.pci))}"] if profile.pci else []
+        )
         facts += [f"also called {', '.join(profile.aliases)}"] if profile.aliases else []
         text += " · ".join(facts) + "\n\n"
         text += "| metric | fails unless | warns unless | where the limit comes from |\n|---|---|---|---|\n"

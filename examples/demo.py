@@ -18,7 +18,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".demo"
 LTPCTL = [str(Path(sys.executable).with_name("ltpctl"))]
-PLANTED = ["node017=ecc_uncorrectable", "node023=accelerator_missing", "node040=driver_skew", "node051=slow_gemm", "node058=refuse"]
+PLANTED = [
+    "node017=ecc_uncorrectable",
+    "node023=accelerator_missing",
+    "node040=driver_skew",
+    "node051=slow_gemm",
+    "node058=refuse",
+]
 
 
 def say(text: str) -> None:
@@ -34,7 +40,17 @@ def ltpctl(*arguments: str) -> int:
 def simulated_fleet() -> Iterator[Path]:
     """64 simulated nodes; gives the configuration that points at them."""
     faults = [word for planted in PLANTED for word in ("--fault", planted)]
-    command = [*LTPCTL, "sim", "start", "--nodes", "node[001-064]", "--dir", str(FOLDER / "sim"), "--json", *faults]
+    command = [
+        *LTPCTL,
+        "sim",
+        "start",
+        "--nodes",
+        "node[001-064]",
+        "--dir",
+        str(FOLDER / "sim"),
+        "--json",
+        *faults,
+    ]
     fleet = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert fleet.stdout
@@ -60,12 +76,21 @@ def main() -> int:
     del os.environ["LTP_STATE_DIR"]
     with simulated_fleet() as config:
         fleet = ltpctl(
-            "validate", "nodes", "--standard", "--apply", "--config", str(config), "--html", str(FOLDER / "fleet.html")
+            "validate",
+            "nodes",
+            "--standard",
+            "--apply",
+            "--config",
+            str(config),
+            "--html",
+            str(FOLDER / "fleet.html"),
         )
         say("3. What the ledger now says of a bad node")
         ltpctl("inventory", "history", "node017", "--config", str(config))
     say("Done")
-    print(f"reports: {FOLDER / 'this-machine.html'}\n         {FOLDER / 'fleet.html'}".replace(f"{ROOT}/", ""))
+    print(
+        f"reports: {FOLDER / 'this-machine.html'}\n         {FOLDER / 'fleet.html'}".replace(f"{ROOT}/", "")
+    )
     named = fleet == 1 and here in (0, 1, 3)
     return 0 if named else 1
 

@@ -1,6 +1,6 @@
 """The only place that prints: tables for people, JSON for programs, one line for an error.
 
-Results go to stdout, everything else (progress, notes, errors) to stderr, so that ``--json | jq`` always works.
+Results go to stdout, all else (progress, notes, errors) to stderr, so that ``--json | jq`` always works.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STYLES = {
 
 
 def clean(text: str) -> str:
-    """Text from elsewhere, safe on a terminal: control characters and direction overrides are shown, not obeyed."""
+    """Text from elsewhere, safe on a terminal: control characters and direction marks are shown, not obeyed."""
     return _CONTROL.sub(lambda m: f"\\x{ord(m[0]):02x}" if ord(m[0]) < 256 else f"\\u{ord(m[0]):04x}", text)
 
 
@@ -81,7 +81,8 @@ class Output:
         wrap: frozenset[str] = frozenset(),
         style_by: tuple[str, ...] = (),
     ) -> None:
-        """A table without frames. `right` aligns numbers; `wrap` may break lines; `style_by` names columns whose words have colours."""
+        """A table without frames. Columns in `right` align numbers, those in `wrap` may break lines, and the words of
+        those in `style_by` have colours."""
         from rich.table import Table
         from rich.text import Text
 
@@ -96,8 +97,13 @@ class Output:
             )
         for row in rows:
             words = ["" if cell is None else str(cell) for cell in row]
-            styles = [STYLES.get(word, "") if name in style_by else "" for name, word in zip(columns, words, strict=True)]
-            table.add_row(*(Text(clean(word), style=style) for word, style in zip(words, styles, strict=True)))
+            styles = [
+                STYLES.get(word, "") if name in style_by else ""
+                for name, word in zip(columns, words, strict=True)
+            ]
+            table.add_row(
+                *(Text(clean(word), style=style) for word, style in zip(words, styles, strict=True))
+            )
         if self.stdout.isatty():
             console.print(table)
             return

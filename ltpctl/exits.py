@@ -13,6 +13,6 @@ class Exit(enum.IntEnum):
     UNDETERMINED = 3
     """It could not be found out: not one node could be judged, or there is nothing yet to compare."""
     LOCKED = 75
-    """Skipped: another run holds the lock, or the ledger stayed busy (EX_TEMPFAIL of sysexits.h: try again later)."""
+    """Skipped: another run holds the lock, or the ledger stayed busy. Try again later (EX_TEMPFAIL)."""
     INTERRUPTED = 130
     """Ended by Ctrl-C or SIGTERM; what was known by then was printed."""

@@ -1,4 +1,4 @@
-"""What every command has in common: global options, selection, settings, and how errors become exit statuses."""
+"""What every command has in common: global options, selection, settings, errors as exit statuses."""
 
 from __future__ import annotations
 
@@ -26,22 +26,33 @@ if TYPE_CHECKING:
 _GLOBAL: dict[str, Any] = {
     "inventory": Annotated[
         str | None,
-        typer.Option("--inventory", "-i", metavar="SOURCE", help="cluster.yaml, or KIND:PATH of another source"),
+        typer.Option(
+            "--inventory", "-i", metavar="SOURCE", help="cluster.yaml, or KIND:PATH of another source"
+        ),
     ],
-    "state_dir": Annotated[str | None, typer.Option("--state-dir", metavar="DIR", help="where ledger and reports live")],
-    "ledger": Annotated[str | None, typer.Option("--ledger", metavar="URL", help="ledger file or database URL")],
+    "state_dir": Annotated[
+        str | None, typer.Option("--state-dir", metavar="DIR", help="where ledger and reports live")
+    ],
+    "ledger": Annotated[
+        str | None, typer.Option("--ledger", metavar="URL", help="ledger file or database URL")
+    ],
     "config": Annotated[str | None, typer.Option("--config", metavar="FILE", help="configuration file")],
     "json": Annotated[bool, typer.Option("--json", help="one JSON document on stdout")],
-    "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="more detail; a traceback for internal errors")],
+    "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="more detail")],
     "no_color": Annotated[bool, typer.Option("--no-color", help="plain text, as with NO_COLOR=1")],
 }
 _SELECTION: dict[str, Any] = {
     "nodes": Annotated[
-        str | None, typer.Option("--nodes", "-n", metavar="SET", help="node set and groups: 'rack1,node[200-210]'")
+        str | None,
+        typer.Option("--nodes", "-n", metavar="SET", help="node set and groups: 'rack1,node[200-210]'"),
     ],
     "exclude": Annotated[str | None, typer.Option("--exclude", "-x", metavar="SET", help="all but these")],
-    "group": Annotated[list[str] | None, typer.Option("--group", "-g", metavar="NAME", help="a group; repeatable")],
-    "state": Annotated[list[str] | None, typer.Option("--state", metavar="STATE", help="ledger state; repeatable")],
+    "group": Annotated[
+        list[str] | None, typer.Option("--group", "-g", metavar="NAME", help="a group; repeatable")
+    ],
+    "state": Annotated[
+        list[str] | None, typer.Option("--state", metavar="STATE", help="ledger state; repeatable")
+    ],
 }
 
 
@@ -117,7 +128,12 @@ class Session:
 
 
 def command(
-    app: typer.Typer, name: str, *, example: str, selection: bool = False, globals_: tuple[str, ...] = tuple(_GLOBAL)
+    app: typer.Typer,
+    name: str,
+    *,
+    example: str,
+    selection: bool = False,
+    globals_: tuple[str, ...] = tuple(_GLOBAL),
 ) -> Callable[[Callable[..., Exit | None]], Callable[..., None]]:
     """Register ``function(session, ...) -> Exit | None`` as a command, with the global options added.
 
@@ -189,7 +205,7 @@ def _finish(session: Session, work: Callable[[], Exit | None]) -> NoReturn:
         status = Exit.INTERRUPTED
     except BrokenPipeError:
         # The reader has seen enough (`| head`); nothing more can be written, not even at exit.
-        sys.stdout = open("/dev/null", "w")  # noqa: SIM115, PTH123
+        sys.stdout = open("/dev/null", "w")  # noqa: SIM115
         status = Exit.OK
     raise typer.Exit(int(status))
 

@@ -21,7 +21,7 @@ ALIKE = 5
 class NodeProgress:
     """How many nodes are done, which have been running longest, and what was found, as it comes.
 
-    In a pipe: a line for every node with findings, and one for every tenth of the nodes (at most one a second).
+    In a pipe: a line for every node with findings, and one for every tenth of the nodes (one a second at most).
     What many nodes share is told of the first few only; the table at the end has them all.
     """
 
@@ -66,7 +66,7 @@ class NodeProgress:
         self._show()
 
     def done(self, node: str, word: str, findings: list[tuple[str, str]]) -> None:
-        """A node has ended. `findings`: check and message of what is worth telling; empty for a healthy node."""
+        """A node has ended. `findings`: check and message of what is worth telling; empty if nothing is."""
         self._running.pop(node, None)
         self._done += 1
         if findings:
@@ -92,7 +92,9 @@ class NodeProgress:
         if self._bar is not None and self._task is not None:
             slowest = sorted(self._running.items(), key=lambda item: item[1])[:2]
             now = self._clock()
-            text = "  ".join(f"{clean(name)} {now - since:.0f}s" for name, since in slowest if now - since >= 2)
+            text = "  ".join(
+                f"{clean(name)} {now - since:.0f}s" for name, since in slowest if now - since >= 2
+            )
             self._bar.update(
                 self._task,
                 completed=self._done,

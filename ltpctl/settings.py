@@ -24,13 +24,18 @@ class SshSection(_Section):
     concurrency: int = Field(64, ge=1, le=4096, description="nodes worked on at once")
     user: str | None = Field(None, description="login name where the inventory gives none")
     config: tuple[str, ...] | None = Field(
-        None, description="ssh_config files that are honoured; none means ~/.ssh/config and /etc/ssh/ssh_config"
+        None,
+        description="ssh_config files that are honoured; none means ~/.ssh/config and /etc/ssh/ssh_config",
     )
     known_hosts: tuple[str, ...] = Field(
         (), description="files of trusted host keys; empty means what ssh_config says, else the usual two"
     )
-    accept_new: bool = Field(False, description="add unknown host keys to the first known_hosts file; changed keys stay refused")
-    identity: tuple[str, ...] = Field((), description="private keys tried beside the agent's and ssh_config's")
+    accept_new: bool = Field(
+        False, description="add unknown host keys to the first known_hosts file; changed keys stay refused"
+    )
+    identity: tuple[str, ...] = Field(
+        (), description="private keys tried beside the agent's and ssh_config's"
+    )
     attempts: int = Field(2, ge=1, le=10, description="attempts to connect; a command is never repeated")
     resolve: float = Field(5, gt=0, description="seconds for name resolution")
     connect: float = Field(10, gt=0, description="seconds for the TCP connection")
@@ -40,20 +45,25 @@ class SshSection(_Section):
 
 
 class ValidateSection(_Section):
-    plan: Literal["quick", "standard", "comprehensive"] = Field("standard", description="plan when no flag names one")
+    plan: Literal["quick", "standard", "comprehensive"] = Field(
+        "standard", description="plan when no flag names one"
+    )
     checks: tuple[str, ...] = Field((), description="files or folders of further checks and adapters")
     profiles: tuple[str, ...] = Field((), description="files or folders of further SKU profiles")
     baseline_days: float = Field(28, gt=0, description="days of history that baselines are learned from")
 
 
 class Settings(_Section):
-    """Everything that can be configured. Field names are the keys of the file and of ``LTP_...`` variables."""
+    """Everything that can be configured. Its fields are the keys of the file and, upper case, ``LTP_...``."""
 
     inventory: str | None = Field(None, description="inventory file or source; none means this machine alone")
     state_dir: str | None = Field(
-        None, description="folder for the ledger, locks and reports; none means ltpctl in XDG_STATE_HOME (~/.local/state)"
+        None,
+        description="folder of ledger, locks and reports; none means ltpctl in XDG_STATE_HOME (~/.local/state)",
     )
-    ledger: str | None = Field(None, description="ledger file or database URL; none means ledger.db in state_dir")
+    ledger: str | None = Field(
+        None, description="ledger file or database URL; none means ledger.db in state_dir"
+    )
     ssh: SshSection = SshSection()
     validate_: ValidateSection = Field(ValidateSection(), alias="validate")
 

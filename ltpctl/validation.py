@@ -1,4 +1,4 @@
-"""One validation as the command line runs it: ask the nodes, keep the results, move states, show what was found."""
+"""One validation as the command line runs it: ask the nodes, keep the results, move states, show findings."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def rule_book(session: Session, checks: Catalogue) -> RuleBook:
 
 
 def run(session: Session, request: Request) -> Exit:
-    """Validate, keep, apply, show. Everything that can be wrong with the request is found before a node is asked."""
+    """Validate, keep, apply, show. What is wrong with the request itself is found before a node is asked."""
     checks = catalogue(session)
     rules = rule_book(session, checks)
     plan = make_plan(checks, request.level, request.only, request.skip, request.load_in_use)
@@ -87,7 +87,9 @@ def run(session: Session, request: Request) -> Exit:
         ledger.record_verdicts(run_id, rows, measurement_rows(result, rules))
         moved = _apply(ledger, run_id, result, states) if request.apply and not result.interrupted else []
         counts = {str(verdict): count for verdict, count in result.summary.items()}
-        ledger.finish_run(run_id, {**counts, "interrupted": result.interrupted, "seconds": round(result.seconds, 3)})
+        ledger.finish_run(
+            run_id, {**counts, "interrupted": result.interrupted, "seconds": round(result.seconds, 3)}
+        )
     return _finish(session, request, result, run_id, moved)
 
 
@@ -103,9 +105,12 @@ def difference(session: Session, run_id: str | None, against: str | None) -> Exi
         earlier = [r for r in finished if after is not None and r.started < after.started]
         before = ledger.run(against) if against else (earlier[0] if earlier else None)
         if after is None or before is None:
-            raise Undetermined(f"the ledger holds {len(finished)} finished validations; two are needed to compare")
+            raise Undetermined(
+                f"the ledger holds {len(finished)} finished validations; two are needed to compare"
+            )
         old, new = (
-            [row for row in ledger.verdicts(r.id) if chosen is None or row.node in chosen] for r in (before, after)
+            [row for row in ledger.verdicts(r.id) if chosen is None or row.node in chosen]
+            for r in (before, after)
         )
     return show_changes(session.out, before, after, diff(old, new))
 
@@ -198,7 +203,7 @@ def _baselines(
 def _apply(
     ledger: Ledger, run_id: str, result: ValidationResult, states: Mapping[str, NodeState]
 ) -> list[tuple[str, str, str]]:
-    """Move each node as its verdict calls for: (node, from, to). One that somebody moved meanwhile is left alone."""
+    """Move nodes as their verdicts call for: (node, from, to). One that somebody moved meanwhile is left alone."""
     moved: list[tuple[str, str, str]] = []
     with ledger.transaction() as turn:
         now = turn.states(list(states))
@@ -243,7 +248,9 @@ def _finish(
     return Exit.UNDETERMINED if verdicts == {Verdict.UNKNOWN} else Exit.FINDINGS
 
 
-def _show(session: Session, result: ValidationResult, run_id: str | None, moved: list[tuple[str, str, str]]) -> None:
+def _show(
+    session: Session, result: ValidationResult, run_id: str | None, moved: list[tuple[str, str, str]]
+) -> None:
     out = session.out
     folded = groups(result.verdicts, everything=out.verbose)
     out.table(
@@ -257,7 +264,10 @@ def _show(session: Session, result: ValidationResult, run_id: str | None, moved:
     out.line(f"{counts}; {result.plan} in {duration(result.seconds)}")
     hidden = sum(1 for v in result.verdicts for f in v.findings if f.outcome in QUIET)
     if hidden and not out.verbose:
-        out.note(f"{hidden} checks could not be answered and do not count (tool or device absent); --verbose shows them")
+        out.note(
+            f"{hidden} checks could not be answered and do not count (tool or device absent); "
+            "--verbose shows them"
+        )
     for note in result.notes:
         out.detail(note.message)
     if moved:

@@ -46,6 +46,9 @@ class LimitSpec(Strict):
     warn: str | None = None
     reference: str = ""
     """Where the number comes from: a document, a standard, a measurement."""
+    required: bool = True
+    """In a SKU profile: whether a node must report the value. False: judged where it is reported, since some
+    machines of the SKU (virtual ones, say) cannot tell it."""
 
 
 class PeerSpec(Strict):
@@ -149,6 +152,8 @@ class ProfileFile(Strict):
     schema_: Literal["ltpctl/sku/1"] = Field(alias="schema")
     sku: str
     what: str
+    extends: str | None = None
+    """Another SKU, whose limits, params, essential checks and skips hold here too, under those given here."""
     aliases: tuple[str, ...] = ()
     vendor: str = ""
     pci: tuple[str, ...] = ()
@@ -239,6 +244,7 @@ def read_demand(document: Document, place: Place, spec: LimitSpec, source: str) 
         warn=_read_limit(document, (*place, "warn"), spec.warn),
         source=source,
         reference=spec.reference,
+        required=spec.required,
     )
 
 

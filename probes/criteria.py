@@ -47,7 +47,7 @@ class CheckRules:
     demanded: tuple[Rule, ...] = field(default=())
     """Rules whose limit was made for this SKU or node: their metrics must be reported."""
     limited: tuple[Rule, ...] = field(default=())
-    """Rules with any limit."""
+    """Rules with any limit, but for those whose value need not be reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def _compile(check: Check, overlay: Mapping[str, Demand], essential: frozenset[s
         or any(r.demand is not None and r.demand.source == "inventory" for r in demanded),
         needs=check.spec.needs,
         demanded=demanded,
-        limited=tuple(r for r in rules.values() if r.demand is not None),
+        limited=tuple(r for r in rules.values() if r.demand is not None and r.demand.required),
     )
 
 

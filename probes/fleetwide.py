@@ -48,8 +48,8 @@ class FleetResult:
 
 
 def compared_metrics(catalogue: Catalogue) -> frozenset[str]:
-    """Full names of the metrics that peers or baselines judge, or that say which peers are alike: all that need be
-    kept of a healthy node."""
+    """Full names of the metrics that peers or baselines judge, or that say which peers are alike: all that need
+    be kept of a healthy node."""
     return frozenset(
         f"{check.name}.{name}"
         for check in catalogue
@@ -87,8 +87,8 @@ def compare_peers(members: Iterable[Member], rules: Mapping[str, Rule]) -> Fleet
 def _alike(group: Sequence[Member], rule: Rule) -> list[list[Sample]]:
     """The samples of one metric, apart by the value of the metric that `alike` names.
 
-    A digest of results says nothing about nodes with another software stack. The other metric is that of the same
-    device, else of the node; samples of nodes that did not report it are compared among themselves.
+    A digest of results says nothing about nodes with another software stack. The other metric is that of the
+    same device, else of the node; samples of nodes that did not report it are compared among themselves.
     """
     assert rule.peers is not None
     other = f"{rule.check}.{rule.peers.alike}" if rule.peers.alike else None

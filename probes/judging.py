@@ -91,7 +91,7 @@ def judge_ending(clean: bool) -> list[Finding]:
             limit="== true",
             source="default",
             reference="only a process in an uninterruptible wait survives SIGKILL (proc(5), state D)",
-            action="See ps -eo pid,stat,wchan:32,args for state D: a driver or a file system hangs. Reboot the node.",
+            action="See ps -eo pid,stat,wchan:32,args for state D: a driver or file system hangs. Reboot it.",
         )
     ]
 

@@ -121,11 +121,13 @@ class Demand:
     source: str
     """``default``, ``sku:NAME`` or ``inventory``."""
     reference: str = ""
+    required: bool = True
+    """Whether one made for a SKU demands the value of nodes that do not report it."""
 
     @property
     def explicit(self) -> bool:
         """Made for this SKU or this node: a value that is absent then is unknown, not ignored."""
-        return self.source != "default"
+        return self.required and self.source != "default"
 
 
 @lru_cache(maxsize=4096)

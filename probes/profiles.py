@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from inventory.document import Document, Place, read
@@ -43,6 +43,8 @@ class Profile:
     params: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     essential: frozenset[str] = frozenset()
     skip: frozenset[str] = frozenset()
+    extends: str = ""
+    """Name of the profile that this one was laid over."""
     origin: str = ""
 
 
@@ -94,6 +96,7 @@ def load_profiles(
     for a mistake, with its line.
     """
     found: dict[str, Profile] = {}
+    documents: dict[str, Document] = {}
     for place in (built_in, *map(Path, extra)):
         theirs: dict[str, Profile] = {}
         for path in _yaml_files(place):
@@ -102,9 +105,35 @@ def load_profiles(
             if earlier := theirs.get(profile.name):
                 raise document.error(("sku",), f"'{profile.name}' is described already in {earlier.origin}")
             theirs[profile.name] = profile
+            documents[profile.name] = document
         found.update(theirs)
     _refuse_shared_names(found.values())
-    return Profiles(found)
+    return Profiles({name: _with_base(name, found, documents, ()) for name in found})
+
+
+def _with_base(
+    name: str, own: Mapping[str, Profile], documents: Mapping[str, Document], above: tuple[str, ...]
+) -> Profile:
+    """The profile called `name` over the one that it extends, and that over its own; `above` led here."""
+    profile = own[name]
+    if not profile.extends:
+        return profile
+    place: Place = ("extends",)
+    if profile.extends not in own:
+        raise documents[name].error(place, f"no profile is called '{profile.extends}'")
+    if profile.extends in (name, *above):
+        raise documents[name].error(place, f"'{profile.extends}' extends this profile itself")
+    base = _with_base(profile.extends, own, documents, (*above, name))
+    return replace(
+        profile,
+        demands={**base.demands, **profile.demands},
+        params={
+            check: {**base.params.get(check, {}), **profile.params.get(check, {})}
+            for check in {**base.params, **profile.params}
+        },
+        essential=base.essential | profile.essential,
+        skip=base.skip | profile.skip,
+    )
 
 
 def _refuse_shared_names(profiles: Iterable[Profile]) -> None:
@@ -292,5 +321,6 @@ def _profile(document: Document, catalogue: Catalogue) -> Profile:
         params=file.params,
         essential=frozenset(file.essential),
         skip=frozenset(file.skip),
+        extends=(file.extends or "").lower(),
         origin=document.file,
     )

@@ -21,7 +21,9 @@ def captures() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _nobody_elses_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _nobody_elses_configuration(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
     """No test reads or writes the state, configuration or keys of the person who runs it."""
     home = tmp_path_factory.mktemp("home")
     for name in [n for n in os.environ if n.startswith(("LTP_", "XDG_", "SSH_"))]:

@@ -1,8 +1,8 @@
-"""Fan-out, side by side in one run: ``python -m benchmarks.fanout [--nodes 64,256,1024] [--rounds 3]``, as root.
+"""Fan-out, side by side in one run, as root: ``python -m benchmarks.fanout [--nodes 64,256,1024] [--rounds 3]``.
 
-Reports for each tool: wall time, client CPU a node, nodes that answered; and the CPU that sshd itself needed, which on one
-machine bounds the wall time of everybody. The tools that use OpenSSH are run with curve25519, the exchange that all
-of them can speak, and once more with OpenSSH's default.
+Reports for each tool: wall time, client CPU a node, nodes that answered; and the CPU that sshd itself needed,
+which on one machine bounds the wall time of everybody. The tools that use OpenSSH are run with curve25519, the
+exchange that all of them can speak, and once more with OpenSSH's default.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def _parallel_ssh(server: Sshd, hosts: list[str], folder: Path) -> list[str]:
     program = (
         "import sys; from pssh.clients import ParallelSSHClient\n"
         "hosts = open(sys.argv[1]).read().split()\n"
-        f"client = ParallelSSHClient(hosts, user=sys.argv[2], pkey=sys.argv[3], port={PORT}, pool_size={AT_ONCE}, allow_agent=False)\n"
+        f"client = ParallelSSHClient(hosts, user=sys.argv[2], pkey=sys.argv[3], port={PORT}, pool_size={AT_ONCE},\n"
+        " allow_agent=False)\n"
         f"for host in client.run_command({ECHO!r}):\n    print(host.host, *host.stdout)\n"
     )
     return [_peers_python("parallel-ssh"), "-c", program, str(folder / "hosts"), server.user, str(server.key)]
@@ -83,7 +84,8 @@ def _ansible(server: Sshd, hosts: list[str], folder: Path) -> list[str]:
     inventory.write_text("\n".join(hosts) + "\n")
     os.environ["ANSIBLE_SSH_ARGS"] = f"-F {server.client_config} -oKexAlgorithms=curve25519-sha256"
     return [
-        _peers_program("ansible"), "all", "-i", str(inventory), "-f", str(AT_ONCE), "-m", "raw", "-a", ECHO, "-u", server.user,
+        _peers_program("ansible"), "all", "-i", str(inventory), "-f", str(AT_ONCE), "-m", "raw", "-a", ECHO,
+        "-u", server.user,
     ]  # fmt: skip
 
 
@@ -113,7 +115,9 @@ def measure(tool: str, command: Sequence[str], nodes: int, server: Sshd) -> Row 
     before_server, started = server.cpu_seconds(), time.perf_counter()
     with tempfile.TemporaryFile() as output:
         try:
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+            )
         except FileNotFoundError:
             return None
         _, _, usage = os.wait4(process.pid, 0)
@@ -126,20 +130,27 @@ def measure(tool: str, command: Sequence[str], nodes: int, server: Sshd) -> Row 
     answered = len(re.findall(ANSWER, text))
     if answered < nodes:
         print(f"{tool}: {answered} of {nodes} answered; {text[-300:]!r}", file=sys.stderr)
-    return Row(tool, nodes, wall, 1000 * client / nodes, 1000 * server_cpu / nodes, answered, usage.ru_maxrss / 1024)
+    return Row(
+        tool, nodes, wall, 1000 * client / nodes, 1000 * server_cpu / nodes, answered, usage.ru_maxrss / 1024
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--nodes", default="64,256,1024")
-    parser.add_argument("--rounds", type=int, default=3, help="medians of so many rounds, the tools taking turns")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="medians of so many rounds, the tools taking turns"
+    )
     parser.add_argument("--only", help="tools whose name contains this")
     parser.add_argument("--json", help="write the rows here")
     options = parser.parse_args()
     in_own_network()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
     medians: list[Row] = []
+    print(_HEAD, flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with sshd(folder) as server:
@@ -153,7 +164,7 @@ def main() -> None:
                             row = measure(tool, command(server, hosts, folder), nodes, server)
                             if row:
                                 rows.setdefault(tool, []).append(row)
-                for tool, several in rows.items():
+                for several in rows.values():
                     medians.append(_median(several))
                     _show(medians[-1])
                 for tool, (_, most) in TOOLS.items():
@@ -176,14 +187,13 @@ def _median(rows: Sequence[Row]) -> Row:
     )
 
 
-_HEAD = "| tool | nodes | answered | wall s | client CPU ms a node | server CPU ms a node | client peak MB |\n|---|---|---|---|---|---|---|"
+_HEAD = (
+    "| tool | nodes | answered | wall s | client CPU ms a node | server CPU ms a node | client peak MB |\n"
+    "|---|---|---|---|---|---|---|"
+)
 
 
 def _show(row: Row) -> None:
-    global _HEAD
-    if _HEAD:
-        print(_HEAD, flush=True)
-        _HEAD = ""
     print(
         f"| {row.tool} | {row.nodes} | {row.answered} | {row.wall_s:.1f} | {row.client_ms_a_node:.1f} "
         f"| {row.server_ms_a_node:.1f} | {row.peak_mb:.0f} |",

@@ -1,6 +1,6 @@
 """What is measured of ours: one command on every node through the transport, nothing else around it.
 
-``python -m benchmarks.fanout.ours HOSTS_FILE PORT USER KEY KNOWN_HOSTS CONCURRENCY COMMAND...`` prints ``node: output``.
+``python -m benchmarks.fanout.ours HOSTS_FILE PORT USER KEY KNOWN_HOSTS CONCURRENCY COMMAND...`` prints a line a node.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ async def main() -> int:
     hosts, port, user, key, known_hosts, concurrency, *argv = sys.argv[1:]
     settings = SshSettings(known_hosts=(known_hosts,), config_files=(), identities=(key,), agent=False)
     work = [
-        (Node(host, user=user, port=int(port)), Command(tuple(argv))) for host in Path(hosts).read_text().split()
+        (Node(host, user=user, port=int(port)), Command(tuple(argv)))
+        for host in Path(hosts).read_text().split()
     ]
     failures = 0
     async with SshTransport(settings) as transport:

@@ -38,8 +38,22 @@ def in_own_network() -> None:
     if os.geteuid() != 0:
         raise SystemExit("benchmarks.fanout makes a network namespace and runs sshd: run it as root")
     os.environ["LTP_BENCH_NETNS"] = "1"
-    script = "ip link set lo up; sysctl -qw net.core.somaxconn=8192; exec \"$@\""
-    os.execvp("unshare", ["unshare", "--net", "sh", "-c", script, "sh", sys.executable, "-m", "benchmarks.fanout", *sys.argv[1:]])
+    script = 'ip link set lo up; sysctl -qw net.core.somaxconn=8192; exec "$@"'
+    os.execvp(
+        "unshare",
+        [
+            "unshare",
+            "--net",
+            "sh",
+            "-c",
+            script,
+            "sh",
+            sys.executable,
+            "-m",
+            "benchmarks.fanout",
+            *sys.argv[1:],
+        ],
+    )
 
 
 def addresses(count: int) -> list[str]:
@@ -64,7 +78,8 @@ def sshd(folder: Path) -> Iterator[Sshd]:
     folder.chmod(0o755)
     config = folder / "sshd_config"
     config.write_text(
-        f"Port {PORT}\nHostKey {folder}/host\nAuthorizedKeysFile {authorized}\nPidFile {folder}/pid\nUsePAM no\nUseDNS no\n"
+        f"Port {PORT}\nHostKey {folder}/host\nAuthorizedKeysFile {authorized}\nPidFile {folder}/pid\n"
+        "UsePAM no\nUseDNS no\n"
         "StrictModes no\nMaxStartups 4096\nPerSourceMaxStartups none\nMaxSessions 1024\nLogLevel ERROR\n"
         "PasswordAuthentication no\nPrintMotd no\n"
     )
@@ -76,7 +91,9 @@ def sshd(folder: Path) -> Iterator[Sshd]:
         f"Host *\n Port {PORT}\n User {user}\n IdentityFile {folder}/client\n IdentitiesOnly yes\n"
         f" UserKnownHostsFile {known_hosts}\n GlobalKnownHostsFile none\n LogLevel ERROR\n BatchMode yes\n"
     )
-    server = subprocess.Popen([shutil.which("sshd", path="/usr/sbin:/usr/bin") or "sshd", "-D", "-f", str(config)])
+    server = subprocess.Popen(
+        [shutil.which("sshd", path="/usr/sbin:/usr/bin") or "sshd", "-D", "-f", str(config)]
+    )
     try:
         _wait_for_port(server)
         yield Sshd(server.pid, user, folder / "client", known_hosts, client_config)

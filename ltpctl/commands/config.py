@@ -28,7 +28,9 @@ def show(session: Session) -> Exit:
         return Exit.OK
     columns = ("name", "value", "source")
     session.out.table(
-        columns, ([row["name"], _shown(row["value"]), row["source"]] for row in rows), wrap=frozenset({"value"})
+        columns,
+        ([row["name"], _shown(row["value"]), row["source"]] for row in rows),
+        wrap=frozenset({"value"}),
     )
     return Exit.OK
 

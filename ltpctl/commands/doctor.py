@@ -31,7 +31,11 @@ class Item:
 
 
 def register(app: typer.Typer) -> None:
-    @frame.command(app, "doctor", example="ltpctl doctor\nltpctl doctor --json | jq '.items[] | select(.state == \"missing\")'")
+    @frame.command(
+        app,
+        "doctor",
+        example="ltpctl doctor\nltpctl doctor --json | jq '.items[] | select(.state == \"missing\")'",
+    )
     def doctor(session: Session) -> Exit:
         """What is missing on this machine, for which command, and how to get it."""
         items = list(_examine(session))
@@ -50,7 +54,11 @@ def register(app: typer.Typer) -> None:
 _MARKS = {"ok": "ok", "missing": "MISSING", "optional": "-"}
 
 _LIBRARIES = (
-    ("torch", "compute and collective probes of this machine, ltf", "pip install 'ltpctl[train]' -c constraints.txt"),
+    (
+        "torch",
+        "compute and collective probes of this machine, ltf",
+        "pip install 'ltpctl[train]' -c constraints.txt",
+    ),
     ("psycopg", "a ledger on PostgreSQL", "pip install 'ltpctl[postgres]'"),
     ("uvloop", "up to a tenth less CPU in large fan-outs", "pip install 'ltpctl[fast]'"),
 )
@@ -64,7 +72,9 @@ _PROGRAMS = (
 def _examine(session: Session) -> Iterator[Item]:
     yield _python()
     yield _guarded("configuration", "every command", lambda: _configuration(session))
-    yield _guarded("inventory", "every command", lambda: f"{len(session.fleet)} nodes from {session.fleet.source}")
+    yield _guarded(
+        "inventory", "every command", lambda: f"{len(session.fleet)} nodes from {session.fleet.source}"
+    )
     yield _guarded("state folder", "ledger, locks, reports", lambda: _state_folder(session))
     yield _guarded("ledger", "history, states, baselines", lambda: _ledger(session))
     yield _ssh_keys(session)
@@ -72,7 +82,13 @@ def _examine(session: Session) -> Iterator[Item]:
     yield _descriptors(session)
     for name, needed_for, remedy in _LIBRARIES:
         found = importlib.util.find_spec(name) is not None
-        yield Item(name, "ok" if found else "optional", needed_for, "installed" if found else "absent", "" if found else remedy)
+        yield Item(
+            name,
+            "ok" if found else "optional",
+            needed_for,
+            "installed" if found else "absent",
+            "" if found else remedy,
+        )
     for name, needed_for, remedy in _PROGRAMS:
         path = shutil.which(name)
         yield Item(name, "ok" if path else "optional", needed_for, path or "absent", "" if path else remedy)
@@ -90,7 +106,13 @@ def _guarded(name: str, needed_for: str, look: Callable[[], str]) -> Item:
 def _python() -> Item:
     version = ".".join(map(str, sys.version_info[:3]))
     good = sys.version_info >= (3, 11)
-    return Item("python", "ok" if good else "missing", "every command", version, "" if good else "Python 3.11 or later")
+    return Item(
+        "python",
+        "ok" if good else "missing",
+        "every command",
+        version,
+        "" if good else "Python 3.11 or later",
+    )
 
 
 def _configuration(session: Session) -> str:
@@ -123,15 +145,30 @@ def _ssh_keys(session: Session) -> Item:
     found = [key for key in keys if key.exists() and key.suffix != ".pub"]
     if found:
         return Item("ssh key", "ok", needed_for, ", ".join(map(str, found)))
-    return Item("ssh key", "optional", needed_for, "no agent, no key", "start ssh-agent, or name a key in ssh.identity")
+    return Item(
+        "ssh key",
+        "optional",
+        needed_for,
+        "no agent, no key",
+        "start ssh-agent, or name a key in ssh.identity",
+    )
 
 
 def _known_hosts(session: Session) -> Item:
-    named = session.configuration.settings.ssh.known_hosts or ("~/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts")
+    named = session.configuration.settings.ssh.known_hosts or (
+        "~/.ssh/known_hosts",
+        "/etc/ssh/ssh_known_hosts",
+    )
     files = [Path(p).expanduser() for p in named]
     found = [str(f) for f in files if f.exists()]
     remedy = "" if found else "ssh-keyscan over a path you trust, or --accept-new once"
-    return Item("known_hosts", "ok" if found else "optional", "nodes over SSH", ", ".join(found) or "no file yet", remedy)
+    return Item(
+        "known_hosts",
+        "ok" if found else "optional",
+        "nodes over SSH",
+        ", ".join(found) or "no file yet",
+        remedy,
+    )
 
 
 def _descriptors(session: Session) -> Item:
@@ -139,6 +176,9 @@ def _descriptors(session: Session) -> Item:
     wanted = session.configuration.settings.ssh.concurrency * 2 + 128
     good = hard == resource.RLIM_INFINITY or hard >= wanted
     return Item(
-        "open files", "ok" if good else "missing", f"{wanted} at this concurrency", f"{soft} (up to {hard})",
+        "open files",
+        "ok" if good else "missing",
+        f"{wanted} at this concurrency",
+        f"{soft} (up to {hard})",
         "" if good else "raise ulimit -Hn, or lower ssh.concurrency",
     )

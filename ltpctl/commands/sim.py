@@ -26,7 +26,7 @@ app = frame.app("A simulated fleet on loopback addresses, with faults by configu
     "start",
     example="""
     ltpctl sim start --nodes 'node[001-064]' --fault node017=ecc_uncorrectable
-    ltpctl sim start --nodes 'n[1-2048]' --sku mi300x -f 'n[7,9]=refuse' --dir /tmp/fleet
+    ltpctl sim start --nodes 'n[1-2048]' --sku mi300x -f 'n[7,9]=refuse' --dir fleet
     ltpctl sim start examples/sim/small.yaml
     ltpctl validate nodes --quick --config sim/config.yaml     # in another terminal
     """,

@@ -18,14 +18,20 @@ app = frame.app("Check nodes and say which may be given to a job, and why not th
 
 Only = Annotated[
     list[str] | None,
-    typer.Option("--check", "-c", metavar="NAME", help="only these checks: name, family, tag or glob; repeatable"),
+    typer.Option(
+        "--check", "-c", metavar="NAME", help="only these checks: name, family, tag or glob; repeatable"
+    ),
 ]
 Skip = Annotated[
     list[str] | None, typer.Option("--skip", "-s", metavar="NAME", help="not these checks; repeatable")
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="seconds; puts no load on the machine")]
-Standard = Annotated[bool, typer.Option("--standard", help="about a minute; measures compute, memory and disks")]
-Comprehensive = Annotated[bool, typer.Option("--comprehensive", help="minutes; everything, counters watched under load")]
+Standard = Annotated[
+    bool, typer.Option("--standard", help="about a minute; measures compute, memory and disks")
+]
+Comprehensive = Annotated[
+    bool, typer.Option("--comprehensive", help="minutes; everything, counters watched under load")
+]
 
 
 @frame.command(
@@ -46,19 +52,27 @@ def nodes(
     check: Only = None,
     skip: Skip = None,
     apply: Annotated[
-        bool, typer.Option("--apply", help="move nodes in the ledger as their verdicts say (available, cordoned)")
+        bool,
+        typer.Option("--apply", help="move nodes in the ledger as their verdicts say (available, cordoned)"),
     ] = False,
     load_in_use: Annotated[
-        bool, typer.Option("--load-in-use", help="run loading checks even where a job or somebody's processes are")
+        bool,
+        typer.Option("--load-in-use", help="run loading checks even where a job or somebody's processes are"),
     ] = False,
     junit: Annotated[str | None, typer.Option("--junit", metavar="FILE", help="write JUnit XML")] = None,
-    html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="write a self-contained page")] = None,
-    concurrency: Annotated[int | None, typer.Option("--concurrency", min=1, max=4096, help="nodes at once")] = None,
+    html: Annotated[
+        str | None, typer.Option("--html", metavar="FILE", help="write a self-contained page")
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option("--concurrency", min=1, max=4096, help="nodes at once")
+    ] = None,
     accept_new: Annotated[
-        bool, typer.Option("--accept-new", help="trust host keys never seen before (changed ones stay refused)")
+        bool,
+        typer.Option("--accept-new", help="trust host keys never seen before (changed ones stay refused)"),
     ] = False,
     no_ledger: Annotated[
-        bool, typer.Option("--no-ledger", help="neither read nor write the ledger: no history, baselines, states")
+        bool,
+        typer.Option("--no-ledger", help="neither read nor write the ledger: no history, baselines, states"),
     ] = False,
 ) -> Exit:
     """Run checks on the nodes and print a verdict for each: healthy, degraded, unhealthy or unknown.
@@ -86,10 +100,17 @@ def nodes(
     return run(session, request)
 
 
-@frame.command(app, "diff", selection=True, example="ltpctl validate diff\nltpctl validate diff --run 20260102T0304 --json")
+@frame.command(
+    app,
+    "diff",
+    selection=True,
+    example="ltpctl validate diff\nltpctl validate diff --run 20260102T0304 --json",
+)
 def diff(
     session: Session,
-    run: Annotated[str | None, typer.Option("--run", metavar="ID", help="a run, or how its id begins; default: the last")] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", metavar="ID", help="a run, or how its id begins; default: the last")
+    ] = None,
     against: Annotated[
         str | None, typer.Option("--against", metavar="ID", help="an earlier run; default: the one before")
     ] = None,
@@ -118,7 +139,13 @@ def runs(
     session.out.table(
         ("run", "started", "plan", "nodes", "result"),
         (
-            (r.id, shown(r.started), r.plan, r.selection, _summary(dict(r.summary)) if r.finished else "not finished")
+            (
+                r.id,
+                shown(r.started),
+                r.plan,
+                r.selection,
+                _summary(dict(r.summary)) if r.finished else "not finished",
+            )
             for r in found
         ),
         wrap=frozenset({"nodes"}),
@@ -126,7 +153,9 @@ def runs(
     return Exit.OK
 
 
-@frame.command(app, "list", example="ltpctl validate list --quick\nltpctl validate list --check network --json")
+@frame.command(
+    app, "list", example="ltpctl validate list --quick\nltpctl validate list --check network --json"
+)
 def list_checks(
     session: Session,
     quick: Quick = False,
@@ -156,15 +185,23 @@ def list_checks(
         return Exit.OK
     session.out.table(
         ("check", "plan", "load", "what"),
-        ((c.name, c.spec.level, "loads" if c.spec.loads else "", " ".join(c.spec.what.split())) for c in plan.checks),
+        (
+            (c.name, c.spec.level, "loads" if c.spec.loads else "", " ".join(c.spec.what.split()))
+            for c in plan.checks
+        ),
         wrap=frozenset({"what"}),
     )
     return Exit.OK
 
 
-@frame.command(app, "explain", example="ltpctl validate explain accelerator.ecc\nltpctl validate explain compute.gemm --json")
+@frame.command(
+    app,
+    "explain",
+    example="ltpctl validate explain accelerator.ecc\nltpctl validate explain compute.gemm --json",
+)
 def explain(
-    session: Session, check: Annotated[str, typer.Argument(metavar="CHECK", help="name of a check, as in a finding")]
+    session: Session,
+    check: Annotated[str, typer.Argument(metavar="CHECK", help="name of a check, as in a finding")],
 ) -> Exit:
     """What a check looks at, why it matters, its limits on each SKU with their sources, and what to do."""
     from ltpctl.reports.explanation import show_explanation
@@ -194,7 +231,11 @@ def _plan(session: Session, level: Level, only: list[str] | None, skip: list[str
 
 
 def _summary(counts: dict[str, object]) -> str:
-    return ", ".join(f"{n} {word}" for word, n in counts.items() if n and word in ("healthy", "degraded", "unhealthy", "unknown"))
+    return ", ".join(
+        f"{n} {word}"
+        for word, n in counts.items()
+        if n and word in ("healthy", "degraded", "unhealthy", "unknown")
+    )
 
 
 def vars_of(value: object) -> dict[str, object]:

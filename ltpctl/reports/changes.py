@@ -31,16 +31,25 @@ def show_changes(out: Output, before: Run, after: Run, difference: Difference) -
         document |= {"only_before": list(difference.only_before), "only_after": list(difference.only_after)}
         out.document(document)
         return status
-    out.note(f"from {before.id} ({shown(before.started)}, {before.plan}) to {after.id} ({shown(after.started)}, {after.plan})")
+    out.note(
+        f"from {before.id} ({shown(before.started)}, {before.plan}) "
+        f"to {after.id} ({shown(after.started)}, {after.plan})"
+    )
     if difference.nothing:
         out.line("nothing changed")
         return status
     rows = [row for name, changes in sections for row in _rows(name, changes)]
     if rows:
         out.table(
-            ("nodes", "change", "verdict", "finding"), rows, wrap=frozenset({"nodes", "finding"}), style_by=("verdict",)
+            ("nodes", "change", "verdict", "finding"),
+            rows,
+            wrap=frozenset({"nodes", "finding"}),
+            style_by=("verdict",),
         )
-    for text, names in (("not asked any more", difference.only_before), ("asked for the first time", difference.only_after)):
+    for text, names in (
+        ("not asked any more", difference.only_before),
+        ("asked for the first time", difference.only_after),
+    ):
         if names:
             out.line(f"{fold(list(names))}: {text}")
     return status
@@ -55,7 +64,9 @@ def _rows(name: str, changes: Sequence[NodeChange]) -> list[tuple[object, ...]]:
     rows: list[tuple[object, ...]] = []
     for same in alike.values():
         first = same[0]
-        lines = [f"+ {f.check}: {f.message}" for f in first.appeared] + [f"- {f.check}: {f.message}" for f in first.gone]
+        lines = [f"+ {f.check}: {f.message}" for f in first.appeared] + [
+            f"- {f.check}: {f.message}" for f in first.gone
+        ]
         was = f"{name}, was {first.before}" if first.before is not first.after else name
         rows.append((fold([c.node for c in same]), was, first.after, "\n".join(lines)))
     return rows

@@ -39,7 +39,12 @@ def show_explanation(out: Output, explanation: Explanation) -> None:
         out.table(
             ("metric", "sku", "limit", "where it comes from"),
             (
-                (m.metric, limit.sku or "any", limit.fail or f"warns: {limit.warn}", _one_line(limit.reference))
+                (
+                    m.metric,
+                    limit.sku or "any",
+                    limit.fail or f"warns: {limit.warn}",
+                    _one_line(limit.reference),
+                )
                 for m, limit in sourced
             ),
             wrap=frozenset({"where it comes from"}),

@@ -39,7 +39,10 @@ def groups(verdicts: Iterable[NodeVerdict], everything: bool = False) -> list[Gr
     alike: dict[object, list[tuple[NodeVerdict, list[Finding]]]] = {}
     for verdict in verdicts:
         shown = [f for f in verdict.findings if everything or f.outcome not in QUIET]
-        shape = (verdict.verdict, tuple(dict.fromkeys((f.check, f.metric, f.outcome, f.limit, f.source) for f in shown)))
+        shape = (
+            verdict.verdict,
+            tuple(dict.fromkeys((f.check, f.metric, f.outcome, f.limit, f.source) for f in shown)),
+        )
         alike.setdefault(shape, []).append((verdict, shown))
     folded = [
         Group(tuple(v.node for v, _ in members), members[0][0].verdict, tuple(_lines(members)))

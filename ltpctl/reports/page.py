@@ -1,4 +1,4 @@
-"""Validation results as one self-contained HTML page: what was found, and a heat map of nodes against checks."""
+"""Validation results as one self-contained HTML page: findings, and a heat map of nodes against checks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,11 @@ def page(title: str, verdicts: Sequence[NodeVerdict], facts: Mapping[str, str]) 
         families.setdefault(check.partition(".")[0], []).append(check)
     ordered = [check for members in families.values() for check in members]
     environment = Environment(
-        loader=PackageLoader("ltpctl.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("ltpctl.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["clean"] = clean
     template = environment.get_template("validation.html.j2")

@@ -85,7 +85,7 @@ def _changed(
         return None
     device = None
     if override.device is not None:
-        device = _device(override.device, healthy)
+        device = _device(override.device, healthy, {answer.device for answer in answers})
         if device is None:
             return None
     if override.add is None:
@@ -96,13 +96,17 @@ def _changed(
     return device, usual + override.add
 
 
-def _device(place: str, healthy: Healthy) -> str | None:
+def _device(place: str, healthy: Healthy, reported: set[str | None]) -> str | None:
+    """Name of a part; an accelerator is called as the check calls it, by number or by address."""
     found = re.fullmatch(r"(\w+)\[(\d+)\]", place)
-    parts = healthy.devices.get(found[1]) if found else None
-    if found is None or parts is None:
-        classes = ", ".join(healthy.devices)
-        raise UsageError(f"'{place}' is no device; write CLASS[INDEX] with one of {classes}")
-    return parts[int(found[2])] if int(found[2]) < len(parts) else None
+    if found is None or found[1] not in healthy.devices:
+        raise UsageError(
+            f"'{place}' is no device; write CLASS[INDEX] with one of {', '.join(healthy.devices)}"
+        )
+    classes = ("accelerator", "bus") if found[1] == "accelerator" else (found[1],)
+    index = int(found[2])
+    names = [healthy.devices[one][index] for one in classes if index < len(healthy.devices[one])]
+    return next((name for name in names if name in reported), names[0] if names else None)
 
 
 def _reported(full: str, healthy: Healthy) -> bool:

@@ -29,6 +29,10 @@ MEASURED_SPREAD = 0.004
 """Relative standard deviation of measured numbers on equal nodes."""
 
 
+LARGEST_DEVIATION = 3.0
+"""Standard deviations: sound nodes differ a little, never much, however many they are."""
+
+
 class Answer(NamedTuple):
     """One measure of a healthy node."""
 
@@ -88,9 +92,12 @@ def healthy_node(catalogue: Catalogue, rules: RuleBook, profile: Profile) -> Hea
             if value is None:
                 continue
             spread = known.spread if known.spread is not None else MEASURED_SPREAD * _is_measured(spec)
-            parts: tuple[str | None, ...] = devices.get(known.devices or "node", ()) or (None,)
+            parts: tuple[str | None, ...] = devices.get(known.class_of(profile.vendor), ()) or (None,)
             each = value if isinstance(value, tuple) else (value,) * len(parts)
-            found += [Answer(metric, p, v, spread if v else 0.0) for p, v in zip(parts, each, strict=True)]
+            found += [
+                Answer(metric, part, one, spread if _may_vary(one, spread, demand) else 0.0)
+                for part, one in zip(parts, each, strict=True)
+            ]
         if found:
             answers[check.name] = tuple(found)
     answers[WATCH_CHECK] = tuple(_growth(catalogue, answers))
@@ -102,9 +109,13 @@ class _Known(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     devices: str | None = None
+    of: dict[str, str] = Field(default_factory=dict)
     value: float | int | str | bool | None = None
     spread: float | None = Field(default=None, ge=0, le=0.05)
     only: tuple[str, ...] | None = None
+
+    def class_of(self, maker: str) -> str:
+        return self.of.get(maker) or self.devices or "node"
 
 
 class _Values(BaseModel):
@@ -130,9 +141,11 @@ def _values() -> _Values:
     return load(_VALUES, _Values)
 
 
-def said_names() -> Mapping[str, str | None]:
-    """Families, checks and metrics that values.yaml speaks of -> class of their devices."""
-    return {name: known.devices for name, known in _values().answers.items()}
+def said_names() -> Mapping[str, frozenset[str]]:
+    """Families, checks and metrics that values.yaml speaks of -> classes of devices that it gives them."""
+    return {
+        name: frozenset({known.class_of(""), *known.of.values()}) for name, known in _values().answers.items()
+    }
 
 
 def _devices(profile: Profile) -> dict[str, tuple[str, ...]]:
@@ -163,6 +176,14 @@ def _value(
     if known is not None and _meets(demand, known):
         return known
     return value_within(demand, unit)
+
+
+def _may_vary(value: Value, spread: float, demand: Demand | None) -> bool:
+    """Whether every value that nodes draw around this one is healthy too."""
+    if isinstance(value, str | bool) or not value or not spread:
+        return False
+    reach = LARGEST_DEVIATION * spread
+    return _meets(demand, value * (1 - reach)) and _meets(demand, value * (1 + reach))
 
 
 def _growth(catalogue: Catalogue, answers: Mapping[str, tuple[Answer, ...]]) -> Iterator[Answer]:

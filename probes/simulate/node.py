@@ -13,13 +13,10 @@ from typing import Any
 
 from probes.counters import WATCH_CHECK
 from probes.model import Value
-from probes.simulate.healthy import Answer, Healthy
+from probes.simulate.healthy import LARGEST_DEVIATION, Answer, Healthy
 from probes.simulate.scenario import Behaviour
 
 RECORD_SEPARATOR = b"\x1e"
-
-_LARGEST_DEVIATION = 3.0
-"""Standard deviations: sound nodes differ a little, never much, however many they are."""
 
 Measures = list[tuple[str, str | None, Value]]
 
@@ -166,7 +163,7 @@ class SimulatedNode:
         factor = 1.0
         if answer.spread:
             deviation = draw.gauss(0.0, 1.0)
-            factor += answer.spread * max(-_LARGEST_DEVIATION, min(_LARGEST_DEVIATION, deviation))
+            factor += answer.spread * max(-LARGEST_DEVIATION, min(LARGEST_DEVIATION, deviation))
         for effect in self.effects:
             factor *= effect.scale.get(full, 1.0)
         if factor == 1.0:

@@ -183,7 +183,7 @@ def _kind(name: str) -> FaultKind:
     kinds = fault_kinds()
     if name in kinds:
         return kinds[name]
-    near = difflib.get_close_matches(name, kinds, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, kinds, n=3, cutoff=0.6)
     advice = f"did you mean {' or '.join(near)}?" if near else "'ltpctl sim faults' lists them"
     raise UsageError(f"there is no fault '{name}'; {advice}")
 

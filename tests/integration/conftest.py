@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.sshd import ssh_keys, start_sshd
+
 LTPCTL = (sys.executable, "-c", "from ltpctl.cli import main; main()")
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
-pytest_plugins = ("tests.sshd",)
+__all__ = ["ltpctl", "ssh_keys", "start_sshd"]
 
 
 @pytest.fixture
@@ -25,6 +27,7 @@ def ltpctl(tmp_path: Path) -> Run:
         return subprocess.run(
             [*LTPCTL, *arguments],
             capture_output=True,
+            check=False,
             text=True,
             timeout=timeout,
             env={**os.environ, "LTP_STATE_DIR": str(tmp_path / "state"), **environment},

@@ -178,15 +178,21 @@ def test_apply_moves_nodes_as_their_verdicts_say_and_history_tells_why(site: Sit
     assert {t["to"] for t in json.loads(done.stdout)["transitions"]} == {"available"}
     site.marker.write_text("0\n")
     done = ltpctl("validate", "nodes", "--nodes", "node02", "--apply", "--json", *common)
-    assert json.loads(done.stdout)["transitions"] == [{"node": "node02", "from": "available", "to": "cordoned"}]
+    assert json.loads(done.stdout)["transitions"] == [
+        {"node": "node02", "from": "available", "to": "cordoned"}
+    ]
     history = ltpctl("inventory", "history", "node02", "--json", "--config", str(site.config)).stdout
     assert "site.marker" in history
     # Only a run in which the failed check passes brings it back.
     site.marker.write_text("1\n")
-    done = ltpctl("validate", "nodes", "--nodes", "node02", "--check", "host.swap", "--apply", "--json", *common[2:])
+    done = ltpctl(
+        "validate", "nodes", "--nodes", "node02", "--check", "host.swap", "--apply", "--json", *common[2:]
+    )
     assert json.loads(done.stdout)["transitions"] == []
     done = ltpctl("validate", "nodes", "--nodes", "node02", "--apply", "--json", *common)
-    assert json.loads(done.stdout)["transitions"] == [{"node": "node02", "from": "cordoned", "to": "available"}]
+    assert json.loads(done.stdout)["transitions"] == [
+        {"node": "node02", "from": "cordoned", "to": "available"}
+    ]
 
 
 def test_diff_names_what_became_worse_and_what_recovered(site: Site, ltpctl: Run) -> None:
@@ -199,20 +205,39 @@ def test_diff_names_what_became_worse_and_what_recovered(site: Site, ltpctl: Run
         if content == "5":
             worse = ltpctl("validate", "diff", "--json", *common)
     assert worse.returncode == 1
-    assert [change["node"] for change in json.loads(worse.stdout)["worse"]] == ["node01", "node02", "node03", "node04"]
+    assert [change["node"] for change in json.loads(worse.stdout)["worse"]] == [
+        "node01",
+        "node02",
+        "node03",
+        "node04",
+    ]
     recovered = ltpctl("validate", "diff", *common)
     assert recovered.returncode == 0
     assert "recovered, was unhealthy" in recovered.stdout
 
 
-def test_reports_are_written_whole_and_what_a_node_says_is_not_markup(site: Site, ltpctl: Run, tmp_path: Path) -> None:
+def test_reports_are_written_whole_and_what_a_node_says_is_not_markup(
+    site: Site, ltpctl: Run, tmp_path: Path
+) -> None:
     site.marker.write_text("<script>alert(1)</script>\x1b[2J\n")
     (tmp_path / "checks.yaml").write_text(
-        (tmp_path / "checks.yaml").read_text().replace("kind: number", "kind: text").replace('"== 1"', '"== good"')
+        (tmp_path / "checks.yaml")
+        .read_text()
+        .replace("kind: number", "kind: text")
+        .replace('"== 1"', '"== good"')
     )
     html, junit = tmp_path / "report.html", tmp_path / "report.xml"
     done = ltpctl(
-        "validate", "nodes", "--check", "site", "--html", str(html), "--junit", str(junit), "--config", str(site.config)
+        "validate",
+        "nodes",
+        "--check",
+        "site",
+        "--html",
+        str(html),
+        "--junit",
+        str(junit),
+        "--config",
+        str(site.config),
     )
     assert done.returncode == 1
     page = html.read_text()
@@ -241,7 +266,9 @@ def test_a_report_that_cannot_be_written_is_said_before_any_node_is_asked(site: 
         (("--apply", "--no-ledger"), "--no-ledger"),
     ],
 )
-def test_a_wrong_request_is_one_line_and_exit_2(site: Site, ltpctl: Run, arguments: tuple[str, ...], said: str) -> None:
+def test_a_wrong_request_is_one_line_and_exit_2(
+    site: Site, ltpctl: Run, arguments: tuple[str, ...], said: str
+) -> None:
     done = ltpctl("validate", "nodes", *arguments, "--config", str(site.config))
     assert done.returncode == 2
     assert said in done.stderr
@@ -253,7 +280,15 @@ def test_a_wrong_request_is_one_line_and_exit_2(site: Site, ltpctl: Run, argumen
 def test_an_interruption_prints_what_is_known_and_leaves_nothing_running(
     site: Site, tmp_path: Path, number: signal.Signals
 ) -> None:
-    arguments = ("validate", "nodes", "--check", "site.marker,site.sleeper", "--json", "--config", str(site.config))
+    arguments = (
+        "validate",
+        "nodes",
+        "--check",
+        "site.marker,site.sleeper",
+        "--json",
+        "--config",
+        str(site.config),
+    )
     environment = {**os.environ, "LTP_STATE_DIR": str(tmp_path / "state")}
     process = subprocess.Popen([*LTPCTL, *arguments], stdout=subprocess.PIPE, text=True, env=environment)
     deadline = time.monotonic() + 30

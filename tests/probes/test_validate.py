@@ -222,9 +222,10 @@ async def test_an_agent_that_dies_midway_keeps_what_it_said(book: RuleBook, tmp_
 async def test_an_agent_that_leaves_a_process_behind_says_so_and_that_is_a_finding(
     book: RuleBook, tmp_path: Path
 ) -> None:
-    # Only a process that is stuck in the kernel survives SIGKILL, and none can be made here: what the agent would
-    # then say is written into its last words.
-    text = 'exec 3<&0; python3 "$@" <&3 | sed -u \'s/"clean":true/"clean":false/; s/"clean": true/"clean": false/\''
+    # Only a process that is stuck in the kernel survives SIGKILL, and none can be made here: what the agent
+    # would then say is written into its last words.
+    change = 's/"clean": *true/"clean": false/'
+    text = f"exec 3<&0; python3 \"$@\" <&3 | sed -u '{change}'"
     python = program(tmp_path, "python3", text)
     (judged,) = (await run(book, [local(python=python)], "site.answer")).verdicts
     assert judged.checks["site.answer"] is Outcome.PASS

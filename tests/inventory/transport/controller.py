@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import resource
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from inventory.fleet import Node
 from inventory.transport import Command, Limits, transport_for
@@ -34,7 +34,9 @@ async def main(request: dict[str, object]) -> None:
 
     async with transport_for([node], settings) as transport:
         outcome = await transport.run(node, command, count if request.get("stream") else None)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not getrusage: its peak is that of whoever started this program, if that was larger.
+    status = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
     answer = {
         "ending": outcome.ending,
         "phase": outcome.phase,
