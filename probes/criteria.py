@@ -112,8 +112,9 @@ def _compile(check: Check, overlay: Mapping[str, Demand], essential: frozenset[s
         rules=rules,
         essential=check.spec.essential
         or check.name in essential
-        # Whoever wrote a limit for this very node did not mean "if it can be measured".
-        or any(r.demand is not None and r.demand.source == "inventory" for r in demanded),
+        # Whoever wrote a limit for this kind of node did not mean "if it can be measured": a node without its
+        # vendor's tool must not read as healthy.
+        or bool(demanded),
         needs=check.spec.needs,
         demanded=demanded,
         limited=tuple(r for r in rules.values() if r.demand is not None and r.demand.required),
@@ -147,9 +148,10 @@ def judge(rules: Rules, check: str, record: CheckRecord | None) -> Judged:
         case Status.NOT_APPLICABLE:
             return _not_applicable(rules, check_rules, record)
         case Status.UNSUPPORTED:
-            return _single(
-                check_rules, Outcome.UNSUPPORTED, record.detail or "the node cannot answer it", record
-            )
+            why = record.detail or "the node cannot answer it"
+            if check_rules.essential:
+                return _single(check_rules, Outcome.UNKNOWN, f"must be known here and cannot be: {why}", record)
+            return _single(check_rules, Outcome.UNSUPPORTED, why, record)
         case Status.TIMEOUT:
             message = record.detail or f"did not end within its limit ({record.seconds:.1f} s)"
             return _single(check_rules, Outcome.TIMEOUT, message, record)

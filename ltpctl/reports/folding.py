@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -39,10 +40,7 @@ def groups(verdicts: Iterable[NodeVerdict], everything: bool = False) -> list[Gr
     alike: dict[object, list[tuple[NodeVerdict, list[Finding]]]] = {}
     for verdict in verdicts:
         shown = [f for f in verdict.findings if everything or f.outcome not in QUIET]
-        shape = (
-            verdict.verdict,
-            tuple(dict.fromkeys((f.check, f.metric, f.outcome, f.limit, f.source) for f in shown)),
-        )
+        shape = (verdict.verdict, tuple(dict.fromkeys(map(_about, shown))))
         alike.setdefault(shape, []).append((verdict, shown))
     folded = [
         Group(tuple(v.node for v, _ in members), members[0][0].verdict, tuple(_lines(members)))
@@ -51,23 +49,40 @@ def groups(verdicts: Iterable[NodeVerdict], everything: bool = False) -> list[Gr
     return sorted(folded, key=lambda g: (RANK[g.verdict], len(g.nodes), g.nodes))
 
 
+def _about(finding: Finding) -> tuple[object, ...]:
+    """What makes two findings the same story. A limit that peers or history set differs from device to device."""
+    limit = "" if finding.source in ("peers", "baseline") else finding.limit
+    # Without a metric the message is all there is; its numbers (addresses, seconds) are the node's own.
+    told = "" if finding.metric else _NUMBERS.sub("#", finding.message)
+    return (finding.check, finding.metric, finding.outcome, limit, finding.source, finding.action, told)
+
+
+_NUMBERS = re.compile(r"[0-9]+(\.[0-9]+)*")
+
+
 def _lines(members: list[tuple[NodeVerdict, list[Finding]]]) -> Iterable[Line]:
-    seen: dict[tuple[object, ...], list[tuple[str, Finding]]] = {}
+    stories: dict[tuple[object, ...], list[tuple[str, Finding]]] = {}
     for verdict, findings in members:
         for finding in findings:
-            key = (finding.check, finding.metric, finding.outcome, finding.limit, finding.source)
-            seen.setdefault(key, []).append((verdict.node, finding))
-    for same in seen.values():
-        node, first = same[0]
+            stories.setdefault(_about(finding), []).append((verdict.node, finding))
+    for story in stories.values():
+        node, first = story[0]
         text = first.message
-        if first.device is not None and len(members) == 1:
-            devices = list(dict.fromkeys(f.device for _, f in same if f.device is not None))
-            text = f"{_listed('device', devices)}: {text}"
-        if len({f.message for _, f in same}) > 1:
-            text += f" (on {node}; {len(same) - 1} more alike)"
+        devices = list(dict.fromkeys(f.device for _, f in story if f.device is not None))
+        if devices and len(members) == 1:
+            text = f"{_listed(devices)}: {text}"
+        if len({f.message for _, f in story}) > 1:
+            where = f"on {node}" if len(members) > 1 else f"on device {first.device}"
+            text += f" ({where}; the others alike)"
         yield Line(first.outcome, first.check, text, "" if first.outcome in QUIET else first.action)
 
 
-def _listed(word: str, names: list[str]) -> str:
-    head = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    return f"{word}{'s' if len(names) > 1 else ''} {head}"
+def _listed(devices: list[str]) -> str:
+    """``device 3``, ``devices 0-7``, ``devices mlx5_0, mlx5_3``; more than eight are counted."""
+    if len(devices) == 1:
+        return f"device {devices[0]}"
+    numbers = [int(d) for d in devices if d.isdecimal()]
+    if len(numbers) == len(devices) and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        return f"devices {devices[0]}-{devices[-1]}"
+    more = f" and {len(devices) - 8} more" if len(devices) > 8 else ""
+    return f"devices {', '.join(devices[:8])}{more}"

@@ -43,6 +43,7 @@ ON_THE_NODE = {
     "driver_fault": Expected(UNHEALTHY, "accelerator.driver_events", "0000:30:00.0"),
     "driver_skew": Expected(DEGRADED, "accelerator.versions"),
     "tool_hangs": Expected(UNKNOWN, "accelerator.tool_responds"),
+    "no_vendor_tool": Expected(UNKNOWN, "accelerator.ecc"),
     "in_use": Expected(DEGRADED, "accelerator.processes", "0"),
     "slow_gemm": Expected(DEGRADED, "compute.gemm", "0"),
     "wrong_results": Expected(UNHEALTHY, "compute.golden", "7"),
@@ -76,8 +77,13 @@ ON_THE_WAY = {
     "slow_answer": Expected(HEALTHY, ""),
 }
 
-ELSEWHERE = {("ascend910b", "thermal"): "accelerator.temperature"}
-"""Where a maker's tool tells of a fault by another check: npu-smi has no throttle reasons."""
+ELSEWHERE = {
+    ("ascend910b", "thermal"): "accelerator.temperature",
+    ("mi300x", "no_vendor_tool"): "accelerator.idle_memory",
+    ("gaudi3", "no_vendor_tool"): "accelerator.idle_memory",
+}
+"""Where a SKU's nodes tell of a fault by another check: npu-smi has no throttle reasons, and only what a profile makes
+demands on must be answered."""
 
 WORDS = {
     "refuse": "refused the connection",
