@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test lint docs pictures clean
 
 demo: $(VENV)/.runs
 	@$(BIN)/python examples/demo.py
@@ -19,6 +19,9 @@ lint: $(VENV)/.develops
 
 docs: $(VENV)/.develops
 	$(BIN)/python docs/generate.py
+
+pictures: $(VENV)/.develops
+	$(BIN)/python docs/pictures.py
 
 clean:
 	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache

@@ -21,7 +21,8 @@ ALIKE = 5
 class NodeProgress:
     """How many nodes are done, which have been running longest, and what was found, as it comes.
 
-    In a pipe: a line for every node with findings, and one for every tenth of the nodes (one a second at most).
+    In a pipe: a line for every node with findings, and one for every tenth of the nodes (at most one a
+    second).
     What many nodes share is told of the first few only; the table at the end has them all.
     """
 

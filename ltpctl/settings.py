@@ -59,7 +59,7 @@ class Settings(_Section):
     inventory: str | None = Field(None, description="inventory file or source; none means this machine alone")
     state_dir: str | None = Field(
         None,
-        description="folder of ledger, locks and reports; none means ltpctl in XDG_STATE_HOME (~/.local/state)",
+        description="folder of the ledger and locks; none means ltpctl in XDG_STATE_HOME (~/.local/state)",
     )
     ledger: str | None = Field(
         None, description="ledger file or database URL; none means ledger.db in state_dir"

@@ -6,10 +6,12 @@ import asyncio
 import getpass
 import importlib.util
 import os
+import re
 import signal
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -203,7 +205,7 @@ def _baselines(
 def _apply(
     ledger: Ledger, run_id: str, result: ValidationResult, states: Mapping[str, NodeState]
 ) -> list[tuple[str, str, str]]:
-    """Move nodes as their verdicts call for: (node, from, to). One that somebody moved meanwhile is left alone."""
+    """Move nodes as their verdicts call for: (node, from, to). One that was moved meanwhile is left alone."""
     moved: list[tuple[str, str, str]] = []
     with ledger.transaction() as turn:
         now = turn.states(list(states))
@@ -255,9 +257,10 @@ def _show(
     folded = groups(result.verdicts, everything=out.verbose)
     out.table(
         ("nodes", "verdict", "outcome", "check", "finding"),
-        (row for group in folded for row in _rows(group)),
+        (row for group in folded for row in _rows(group, out.verbose)),
         wrap=frozenset({"nodes", "finding"}),
         style_by=("verdict", "outcome"),
+        widest={"nodes": NODES_WIDTH},
     )
     out.line()
     counts = ", ".join(f"{count} {verdict}" for verdict, count in result.summary.items() if count)
@@ -282,14 +285,37 @@ def _show(
         out.note(f"run {run_id}; compare with the one before: ltpctl validate diff")
 
 
-def _rows(group: Group) -> Iterator[tuple[object, ...]]:
-    names = fold(list(group.nodes))
+NODES_WIDTH = 30
+SAME_CHECK = 4
+"""Findings of one check that a group of nodes shows on a terminal; the rest are counted."""
+
+
+def _rows(group: Group, everything: bool) -> Iterator[tuple[object, ...]]:
+    head = (_broken(fold(list(group.nodes))), str(group.verdict))
     if not group.lines:
-        yield (names, group.verdict, "", "", "")
-    for index, line in enumerate(group.lines):
-        text = f"{line.text}\n-> {line.action}" if line.action else line.text
-        head = (names, group.verdict) if index == 0 else ("", "")
-        yield (*head, line.outcome, line.check, text)
+        yield (*head, "", "", "")
+    for check, lines in groupby(group.lines, key=lambda line: line.check):
+        same = list(lines)
+        shown = same if everything else same[:SAME_CHECK]
+        for line, following in zip_longest(shown, shown[1:]):
+            text = line.text
+            if following is None and len(same) > len(shown):
+                text += f"\n({len(same) - len(shown)} more of {check}: see --verbose or --html)"
+            # Said once, below the last of the findings that it mends.
+            if line.action and (following is None or following.action != line.action):
+                text += f"\n-> {line.action}"
+            yield (*head, line.outcome, line.check, text)
+            head = ("", "")
+
+
+def _broken(nodes: str) -> str:
+    """A long node set on several lines, broken between its ranges."""
+    lines = [""]
+    for part in re.split(r"(?<=,)", nodes):
+        if lines[-1] and len(lines[-1]) + len(part) > NODES_WIDTH:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _write_files(session: Session, request: Request, result: ValidationResult, run_id: str | None) -> None:
@@ -303,7 +329,7 @@ def _write_files(session: Session, request: Request, result: ValidationResult, r
         facts = {
             "started": rfc3339(result.started) or "",
             "plan": str(result.plan),
-            "inventory": session.fleet.source or session.fleet.name,
+            "inventory": Path(session.fleet.source).name or session.fleet.name,
             "took": duration(result.seconds),
         }
         if run_id:

@@ -1,8 +1,8 @@
-"""Fan-out, side by side in one run, as root: ``python -m benchmarks.fanout [--nodes 64,256,1024] [--rounds 3]``.
+"""Fan-out, side by side in one run, as root: ``python -m benchmarks.fanout --nodes 64,256,1024``.
 
 Reports for each tool: wall time, client CPU a node, nodes that answered; and the CPU that sshd itself needed,
-which on one machine bounds the wall time of everybody. The tools that use OpenSSH are run with curve25519, the
-exchange that all of them can speak, and once more with OpenSSH's default.
+which on one machine bounds the wall time of everybody. The tools that use OpenSSH are run with curve25519,
+the exchange that all of them can speak, and once more with OpenSSH's default.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def _parallel_ssh(server: Sshd, hosts: list[str], folder: Path) -> list[str]:
     program = (
         "import sys; from pssh.clients import ParallelSSHClient\n"
         "hosts = open(sys.argv[1]).read().split()\n"
-        f"client = ParallelSSHClient(hosts, user=sys.argv[2], pkey=sys.argv[3], port={PORT}, pool_size={AT_ONCE},\n"
-        " allow_agent=False)\n"
+        f"client = ParallelSSHClient(hosts, user=sys.argv[2], pkey=sys.argv[3], port={PORT},\n"
+        f" pool_size={AT_ONCE}, allow_agent=False)\n"
         f"for host in client.run_command({ECHO!r}):\n    print(host.host, *host.stdout)\n"
     )
     return [_peers_python("parallel-ssh"), "-c", program, str(folder / "hosts"), server.user, str(server.key)]

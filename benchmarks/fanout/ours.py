@@ -1,6 +1,6 @@
 """What is measured of ours: one command on every node through the transport, nothing else around it.
 
-``python -m benchmarks.fanout.ours HOSTS_FILE PORT USER KEY KNOWN_HOSTS CONCURRENCY COMMAND...`` prints a line a node.
+``python -m benchmarks.fanout.ours HOSTS_FILE PORT USER KEY KNOWN_HOSTS CONCURRENCY COMMAND...``
 """
 
 from __future__ import annotations

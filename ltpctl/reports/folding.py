@@ -15,6 +15,10 @@ QUIET = (Outcome.UNSUPPORTED, Outcome.NOT_APPLICABLE)
 """Outcomes that change no verdict: shown on request."""
 
 
+COMPARED = ("peers", "baseline")
+"""Sources of limits that differ from device to device, and whose messages say where they come from."""
+
+
 @dataclass(frozen=True)
 class Line:
     """One finding as a group of nodes shares it."""
@@ -50,8 +54,8 @@ def groups(verdicts: Iterable[NodeVerdict], everything: bool = False) -> list[Gr
 
 
 def _about(finding: Finding) -> tuple[object, ...]:
-    """What makes two findings the same story. A limit that peers or history set differs from device to device."""
-    limit = "" if finding.source in ("peers", "baseline") else finding.limit
+    """What makes two findings the same story. A limit that peers or history set differs with the device."""
+    limit = "" if finding.source in COMPARED else finding.limit
     # Without a metric the message is all there is; its numbers (addresses, seconds) are the node's own.
     told = "" if finding.metric else _NUMBERS.sub("#", finding.message)
     return (finding.check, finding.metric, finding.outcome, limit, finding.source, finding.action, told)
@@ -67,7 +71,11 @@ def _lines(members: list[tuple[NodeVerdict, list[Finding]]]) -> Iterable[Line]:
             stories.setdefault(_about(finding), []).append((verdict.node, finding))
     for story in stories.values():
         node, first = story[0]
-        text = first.message
+        text = (
+            f"{first.message} ({first.source})"
+            if first.limit and first.source not in COMPARED
+            else first.message
+        )
         devices = list(dict.fromkeys(f.device for _, f in story if f.device is not None))
         if devices and len(members) == 1:
             text = f"{_listed(devices)}: {text}"

@@ -49,8 +49,8 @@ class Ended:
 
 
 def ended(process: subprocess.Popen[str], began: float) -> Ended:
-    """Wait for the end. The peak is read while it runs: the kernel's final count (ru_maxrss) of a program includes
-    that of whoever started it, here a test process with everything that it has imported."""
+    """Wait for the end. The peak is read while it runs: the kernel's final count (ru_maxrss) of a program
+    includes that of whoever started it, here a test process with everything that it has imported."""
     peak, pid = 0, 0
     while not pid:
         peak = max(peak, _peak_kib(process.pid))
