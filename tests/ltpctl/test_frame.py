@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -55,12 +54,14 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_help_starts_in_under_a_fifth_of_a_second() -> None:
     def once() -> float:
-        started = time.perf_counter()
-        assert ltpctl("--help").returncode == 0
-        return time.perf_counter() - started
+        process = subprocess.Popen([*LTPCTL, "--help"], stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        return used.ru_utime + used.ru_stime
 
-    # The best of several: the machine may be busy, the program's own need is what is held.
-    assert min(once() for _ in range(8)) < 0.2
+    # CPU time, the least of several: other tests run beside this one, and an idle core is what is promised.
+    assert min(once() for _ in range(5)) < 0.2
 
 
 def test_every_command_has_help_with_an_example() -> None:
@@ -163,3 +164,72 @@ def test_text_from_elsewhere_cannot_move_the_cursor() -> None:
     from ltpctl.console import clean
 
     assert clean("a\x1b[2Jb\u202ec") == "a\\x1b[2Jb\\u202ec"
+
+
+ENDINGS = """
+import sys
+sys.argv = ["t", "end"]
+from ltpctl import frame
+from ltpctl.exits import Exit
+from inventory.errors import UsageError
+from inventory.ledger import LedgerBusy
+app = frame.app("Test.")
+
+@app.callback()
+def options() -> None: ...
+
+@frame.command(app, "end", example="t end")
+def end(session):
+    "End."
+    {body}
+
+app()
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ("return None", 0, ""),
+        ("return Exit.FINDINGS", 1, ""),
+        ("raise UsageError('wrong file')", 2, "ltpctl: wrong file\n"),
+        ("raise frame.Undetermined('nobody knows')", 3, "ltpctl: nobody knows\n"),
+        ("raise frame.LockHeld('another run')", 75, "ltpctl: another run\n"),
+        ("raise LedgerBusy('the ledger is busy')", 75, "ltpctl: the ledger is busy\n"),
+        ("raise KeyboardInterrupt", 130, "ltpctl: interrupted\n"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", 130, "ltpctl: interrupted\n"),
+    ],
+)
+def test_every_ending_has_its_exit_status_and_one_line(body: str, status: int, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDINGS.format(body=body)],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (status, said)
+
+
+def test_an_error_of_ours_is_a_traceback_and_no_exit_status_of_a_person_s_mistake() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDINGS.format(body="raise RuntimeError('a bug')")],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+    assert "Traceback" in done.stderr
+    assert done.returncode not in (0, 2, 3, 75, 130)
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -c 'from ltpctl.cli import main; main()' validate list | head -1"],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.startswith("CHECK")
+    assert done.stderr == ""

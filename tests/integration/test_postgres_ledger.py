@@ -1,0 +1,25 @@
+"""A ledger on a real PostgreSQL, through the commands."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.integration.conftest import Run
+from tests.postgres import postgres_server, postgres_url
+
+__all__ = ["postgres_server", "postgres_url"]
+
+pytestmark = pytest.mark.postgres
+
+
+def test_a_run_is_kept_states_move_and_history_tells_it(ltpctl: Run, postgres_url: str) -> None:
+    common = ("--ledger", postgres_url)
+    done = ltpctl("validate", "nodes", "--check", "host.memory", "--apply", "--json", *common)
+    assert done.returncode == 0, done.stderr
+    node = json.loads(done.stdout)["nodes"][0]["node"]
+    listed = json.loads(ltpctl("inventory", "list", "--json", *common).stdout)["nodes"]
+    assert [(one["node"], one["state"]) for one in listed] == [(node, "available")]
+    assert "available" in ltpctl("inventory", "history", node, *common).stdout
+    assert len(json.loads(ltpctl("validate", "runs", "--json", *common).stdout)["runs"]) == 1
