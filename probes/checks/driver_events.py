@@ -40,6 +40,8 @@ class Event(NamedTuple):
     age: float
     """Seconds before now."""
     text: str
+    advice: str = ""
+    """What it says is to be done, where it says so."""
 
 
 class Message(NamedTuple):
@@ -52,10 +54,23 @@ class Message(NamedTuple):
     means: str
 
 
+class SwitchError(NamedTuple):
+    """What a fatal SXid means."""
+
+    kind: str
+    means: str
+    advice: str = ""
+    """For the metric `advice`; empty: its class says enough."""
+
+
+UNLISTED = SwitchError("reset", "NVSwitch error that the table does not have, fatal by its own words")
+
+
 class Tables(NamedTuple):
     xid: Mapping[str, Tuple[str, str]]
     """Code -> class and meaning."""
-    sxid_fatal: Set[str]
+    sxid: Mapping[str, SwitchError]
+    """Codes of fatal errors; a line's own word (Fatal, Non-fatal) goes before."""
     messages: Sequence[Message]
 
 
@@ -67,7 +82,12 @@ def read_tables(params: Mapping[str, Any]) -> Tables:
             Message(one["make"], one["id"], re.compile(one["pattern"]), one["class"], one["means"])
             for one in params["messages"]
         ]
-        return Tables(xid, {str(code) for code in params["sxid_fatal"]}, messages)
+        sxid = {
+            str(code): SwitchError(group["class"], group["means"], group.get("advice", ""))
+            for group in params["sxid"]
+            for code in group["codes"]
+        }
+        return Tables(xid, sxid, messages)
     except (KeyError, TypeError, AttributeError, re.error) as error:
         raise ValueError("parameters of driver events: %r" % error) from None
 
@@ -76,26 +96,31 @@ def collect(host: Host) -> List[Measure]:
     """Raises Unsupported when the kernel log may not be read."""
     tables = read_tables(host.params)
     log = kernel_log.read(host, float(host.params.get("hours", 24.0)))
-    booted = sysfs.uptime(host)
-    found = parse((line for line in log.lines if line.age <= booted), tables)
+    found = parse((line for line in log.lines if line.boot == 0), tables)
     for line in evidence(found):
         host.note(line)
-    return [*measures(found), Measure("hours_covered", round(min(log.hours, booted / 3600.0), 2))]
+    return [*measures(found), Measure("hours_covered", round(min(log.hours, sysfs.uptime(host) / 3600.0), 2))]
 
 
 def parse(lines: Iterable[kernel_log.Line], tables: Tables) -> List[Event]:
     """Events in the order of the log. Lines that are none of a driver's complaints are skipped."""
     found = []
-    for age, text in lines:
+    for age, text, _ in lines:
         xid = _XID.search(text)
         if xid:
-            kind, means = _xid_class(xid.group(2), xid.group(3), tables)
-            found.append(Event(_device(xid.group(1)), "xid " + xid.group(2), kind, means, age, text))
+            bus, code, rest = xid.groups()
+            kind, means = _xid_class(code, rest, tables)
+            said = _ADVICE.search(text) if code == ADVICE_CODE else None
+            told = said.group(1).strip().lower() if said else ""
+            found.append(Event(_device(bus), "xid " + code, kind, means, age, text, told))
             continue
         sxid = _SXID.search(text)
         if sxid:
-            kind, means = _sxid_class(sxid.group(2), sxid.group(3), tables)
-            found.append(Event(_device(sxid.group(1)), "sxid " + sxid.group(2), kind, means, age, text))
+            bus, code, rest = sxid.groups()
+            error = _switch_error(code, rest, tables)
+            found.append(
+                Event(_device(bus), "sxid " + code, error.kind, error.means, age, text, error.advice)
+            )
             continue
         for message in tables.messages:
             if message.pattern.search(text):
@@ -114,12 +139,12 @@ def _xid_class(code: str, rest: str, tables: Tables) -> Tuple[str, str]:
     return kind, means
 
 
-def _sxid_class(code: str, rest: str, tables: Tables) -> Tuple[str, str]:
+def _switch_error(code: str, rest: str, tables: Tables) -> SwitchError:
     said = _FATAL.match(rest)
-    fatal = code in tables.sxid_fatal if said is None else said.group(1).lower() == "fatal"
+    fatal = code in tables.sxid if said is None else said.group(1).lower() == "fatal"
     if fatal:
-        return "reset", "NVSwitch error; NVLink traffic through it stops"
-    return "information", "NVSwitch error that it recovered from"
+        return tables.sxid.get(code, UNLISTED)
+    return SwitchError("information", "NVSwitch error that it recovered from")
 
 
 def _device(bus: str) -> str:
@@ -171,13 +196,12 @@ def programs_at_one_unit(events: Iterable[Event]) -> Dict[str, int]:
 
 
 def advice(events: Iterable[Event]) -> Dict[str, str]:
-    """What the NVIDIA driver last advised for each device (Xid 154); a later "None" takes it back."""
-    last: Dict[str, str] = {}
-    for event in events:
-        said = _ADVICE.search(event.text)
-        if event.code == "xid " + ADVICE_CODE and said:
-            last[event.device] = said.group(1).strip().lower()
-    return last
+    """What was last advised for each device.
+
+    The NVIDIA driver's word for a GPU (Xid 154), which a later "None" takes back, or the table's for a
+    switch, which stands until the restart that it asks for.
+    """
+    return {event.device: event.advice for event in events if event.advice}
 
 
 def summary(events: Iterable[Event]) -> str:

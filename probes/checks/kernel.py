@@ -1,7 +1,7 @@
 """What the kernel says of its machine: events in its log, its taint, memory and PCI error counters."""
 
 import re
-from typing import Dict, Iterator, List, Optional, Pattern, Tuple
+from typing import Dict, Iterator, List, Optional, Pattern, Set, Tuple
 
 from probes.agent.api import Host, Measure, Unsupported
 from probes.checks import kernel_log, sysfs
@@ -13,25 +13,48 @@ TAINTS = {"machine_check": 4, "bad_page": 5, "died": 7, "soft_lockup": 14}
 def events(host: Host) -> Iterator[Measure]:
     """Count lines of the kernel log by kind.
 
-    Parameters: `events`, metric -> regular expressions (a group ``device`` names the device); `ignore`,
-    regular expressions of harmless lines; `window_hours`. Every metric is measured, 0 when nothing matched.
+    Parameters: `events`, metric -> regular expressions (a group ``device`` names the device), counted in this
+    boot; `events_last_boot` and `events_before_boot`, the same, counted in the boot before this one and in
+    all earlier ones; `ignore`, regular expressions of harmless lines; `window_hours`.
+
+    Every metric of this boot is measured, 0 when nothing matched. Those of earlier boots are left out where
+    their log is lost: nobody knows then that nothing happened.
     """
-    table = {
-        metric: [_compiled(pattern) for pattern in sysfs.strings(patterns, "events." + metric)]
-        for metric, patterns in dict(host.params.get("events") or {}).items()
-    }
-    if not table:
+    scopes = [
+        (_table(host, "events"), range(0, 1)),
+        (_table(host, "events_last_boot"), range(-1, 0)),
+        (_table(host, "events_before_boot"), EARLIER),
+    ]
+    if not scopes[0][0]:
         raise ValueError("parameter events: expected metric -> list of regular expressions")
     ignored = [_compiled(pattern) for pattern in sysfs.strings(host.params.get("ignore"), "ignore")]
     log = kernel_log.read(host, float(host.params.get("window_hours", 24)))
-    counts, proof = count_events(log.lines, table, ignored)
-    for metric in table:
-        hits = counts.get(metric) or {None: 0}
-        for device in sorted(hits, key=str):
-            yield Measure(metric, hits[device], device)
+    counted: Set[kernel_log.Line] = set()
+    for table, boots in scopes:
+        counts, proof = count_events([line for line in log.lines if line.boot in boots], table, ignored)
+        counted.update(proof)
+        if 0 not in boots and not log.earlier_boots:
+            continue
+        for metric in table:
+            hits = counts.get(metric) or {None: 0}
+            for device in sorted(hits, key=str):
+                yield Measure(metric, hits[device], device)
     yield Measure("log_hours", round(log.hours, 2))
-    for line in proof:
-        host.note("%s ago: %s" % (_ago(line.age), line.text))
+    # This boot first: evidence is capped.
+    for line in sorted((line for line in log.lines if line in counted), key=lambda line: line.boot < 0):
+        when = ", before this boot" if line.boot < 0 else ""
+        host.note("%s ago%s: %s" % (_ago(line.age), when, line.text))
+
+
+EARLIER = range(-1_000_000, 0)
+"""Numbers of all boots before this one."""
+
+
+def _table(host: Host, name: str) -> Dict[str, List[Pattern[str]]]:
+    return {
+        metric: [_compiled(pattern) for pattern in sysfs.strings(patterns, "%s.%s" % (name, metric))]
+        for metric, patterns in dict(host.params.get(name) or {}).items()
+    }
 
 
 def count_events(
@@ -40,6 +63,8 @@ def count_events(
     """How often each metric's patterns matched, by device, and the lines. A line counts once a metric."""
     counts: Dict[str, Dict[Optional[str], int]] = {}
     proof: List[kernel_log.Line] = []
+    if not table or not lines:
+        return counts, proof
     any_of = re.compile("|".join("(?:%s)" % _unnamed(p.pattern) for group in table.values() for p in group))
     for line in lines:
         if not any_of.search(line.text) or any(p.search(line.text) for p in ignored):

@@ -136,7 +136,12 @@ def count_flaps(lines: List[kernel_log.Line]) -> Dict[str, List[float]]:
     """Device -> ages in seconds of its recoveries: an "up" after a "down", so not the first after boot."""
     recoveries: Dict[str, List[float]] = {}
     down = set()
+    boot = 0
     for line in lines:
+        if line.boot != boot:
+            # Links go down with the machine and come up with it: a restart is no flap.
+            boot = line.boot
+            down.clear()
         lost, back = DOWN.search(line.text), UP.search(line.text)
         if lost:
             down.add(lost.group("device"))

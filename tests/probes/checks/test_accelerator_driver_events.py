@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from probes.agent.api import Ran, Unsupported
-from probes.checks import driver_events
+from probes.checks import driver_events, kernel_log
 from probes.checks.kernel_log import Line
 from probes.model import Outcome
 from tests.probes.checks.accelerator_nodes import collect, findings, judge, params, passes, values
@@ -110,6 +110,34 @@ def test_a_fatal_error_of_a_switch_names_the_switch() -> None:
     assert set(findings("driver_events", node(BOOT, (NOW, line)))) == {("fatal", "0000:05:00.0")}
 
 
+ALWAYS_FATAL = ["10003", "12020", "22003", "22011", *map(str, range(23001, 23018))]
+"""NVIDIA fabric manager user guide, appendix D: fatal to the entire fabric, the host is to be restarted."""
+
+
+@pytest.mark.parametrize("word", ["Fatal, ", ""], ids=["by its own word", "by the table alone"])
+@pytest.mark.parametrize("code", ALWAYS_FATAL)
+def test_a_switch_error_that_stops_the_whole_fabric_asks_for_a_restart_of_the_node(
+    code: str, word: str
+) -> None:
+    line = f"nvidia-nvswitch0: SXid (PCI:0000:05:00.0): {code}, {word}Link 63 egress sequence ID error"
+    found = findings("driver_events", node(BOOT, (NOW, line)))
+    assert set(found) == {("fatal", "0000:05:00.0"), ("advice", "0000:05:00.0")}
+    assert found["advice", "0000:05:00.0"].value == "restart the node"
+    assert found["advice", "0000:05:00.0"].outcome is Outcome.FAIL
+    assert "restart" in found["advice", "0000:05:00.0"].action
+
+
+def test_other_fatal_switch_errors_ask_for_a_reset_and_the_drivers_word_goes_before_the_table() -> None:
+    def kinds(rest: str) -> list[str]:
+        line = f"nvidia-nvswitch0: SXid (PCI:0000:05:00.0): {rest}"
+        return [event.kind for event in driver_events.parse([Line(60.0, line)], TABLES)]
+
+    assert kinds("20034, Link 63 LTSSM Fault Up") == ["reset"]
+    assert kinds("99999, Fatal, Link 63 something new") == ["reset"]
+    assert kinds("23001, Non-fatal, Link 63 ingress error") == ["information"]
+    assert sum(error.kind == "restart" for error in TABLES.sxid.values()) == len(ALWAYS_FATAL) == 21
+
+
 def test_the_drivers_last_advice_counts_and_can_be_taken_back() -> None:
     told = "NVRM: Xid (PCI:0000:9b:00): 154, GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)"
     taken = "NVRM: Xid (PCI:0000:9b:00): 154, GPU recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)"
@@ -135,7 +163,7 @@ def test_events_before_this_boot_or_before_the_window_do_not_count() -> None:
     old = "NVRM: Xid (PCI:0000:9b:00): 79, pid=1, GPU has fallen off the bus."
     assert passes("driver_events", node(BOOT, (10.0, old)))
     assert findings("driver_events", node(BOOT, (10.0, old), hours=48))
-    journal = ("journalctl", "-q", "--no-pager", "-o", "short-unix", "--since=-1440min", "_TRANSPORT=kernel")
+    journal = tuple(kernel_log.journal_command(24))
     boot = 1_700_000_000
     host = ReplayHost(
         files={
@@ -181,6 +209,8 @@ def test_every_code_and_message_of_the_table_has_a_known_class_and_a_meaning() -
     known = {*driver_events.GRAVE, "warning", "application", "consequence", "information", "by_line"}
     assert {kind for kind, _ in TABLES.xid.values()} <= known
     assert {message.kind for message in TABLES.messages} <= known
+    assert {error.kind for error in TABLES.sxid.values()} <= known
+    assert all(error.means for error in TABLES.sxid.values())
     assert all(means for _, means in TABLES.xid.values())
     assert all(message.means for message in TABLES.messages)
     assert {code: TABLES.xid[code][0] for code in ("45", "63", "94", "79", "154")} == {
@@ -189,7 +219,9 @@ def test_every_code_and_message_of_the_table_has_a_known_class_and_a_meaning() -
     assert {TABLES.xid[code][0] for code in ("46", "62", "95", "109", "119", "120", "140")} == {"reset"}
 
 
-@pytest.mark.parametrize("broken", [{"xid": None}, {"messages": [{"make": "x"}]}, {"sxid_fatal": 3}])
+@pytest.mark.parametrize(
+    "broken", [{"xid": None}, {"messages": [{"make": "x"}]}, {"sxid": 3}, {"sxid": [{"codes": [1]}]}]
+)
 def test_a_table_of_another_shape_is_an_error(broken: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         driver_events.read_tables({**params("driver_events"), **broken})

@@ -199,11 +199,11 @@ def test_a_declared_unit_that_is_not_active_is_a_failure() -> None:
 
 
 def test_every_limit_of_the_family_has_a_fault_here_or_in_the_kernel_logs_tests() -> None:
+    from tests.probes.checks.test_host_earlier_boots import BEFORE_BOOT
     from tests.probes.checks.test_host_kernel_log import EVENTS
 
-    broken = {m for m, *_ in (*FILE_FAULTS, *COMMAND_FAULTS, *DECLARED_FAULTS, *EVENTS)} | {
-        "host.services.inactive"
-    }
+    faults = (*FILE_FAULTS, *COMMAND_FAULTS, *DECLARED_FAULTS, *EVENTS, *BEFORE_BOOT)
+    broken = {metric for metric, *_ in faults} | {"host.services.inactive"}
     limited = {
         f"{check.name}.{metric}"
         for check in catalogue()

@@ -90,18 +90,17 @@ def test_the_window_is_a_parameter() -> None:
     assert values("host.kernel_faults", host)["oops", None] == 1
 
 
-def test_a_panic_of_the_boot_before_is_found_in_the_journal() -> None:
+def test_the_journal_is_not_asked_again_for_what_a_whole_ring_buffer_has() -> None:
     uptime = 900.0
     now = BOOT + uptime
+    before, since = f"{now - 3000:.6f} node001 kernel: {PANIC}\n", f"{now - 890:.6f} node001 kernel: {OOPS}\n"
     host = server(
         files={"/proc/uptime": f"{uptime} 1.0\n", "/dev/kmsg": "5,0,0,-;Linux version 6.8.0\n"},
-        commands={
-            JOURNAL: f"{now - 3000:.6f} node001 kernel: {PANIC}\n{now - 890:.6f} node001 kernel: {OOPS}\n"
-        },
+        commands={JOURNAL: f"{before}-- Boot {'b2' * 16} --\n{since}"},
     )
     found = values("host.kernel_faults", host)
     # The oops is of this boot, whose ring buffer is whole and does not have it.
-    assert (found["panic", None], found["oops", None]) == (1, 0)
+    assert (found["panic_before_boot", None], found["oops", None]) == (1, 0)
     assert found["log_hours", None] == round(3000 / 3600, 2)
 
 

@@ -214,6 +214,14 @@ def test_every_driver_has_its_own_words_for_a_link(down: str, up: str) -> None:
     assert network.count_flaps(lines) == {"eth0": [100.0]}
 
 
+def test_a_link_that_goes_down_and_up_with_the_machine_is_no_flap() -> None:
+    down, up = "mlx5_core 0000:3b:00.0 eth0: Link down", "mlx5_core 0000:3b:00.0 eth0: Link up"
+    across = [kernel_log.Line(300.0, down, -1), kernel_log.Line(100.0, up, 0)]
+    assert network.count_flaps(across) == {"eth0": []}
+    within = [kernel_log.Line(300.0, down, 0), kernel_log.Line(100.0, up, 0)]
+    assert network.count_flaps(within) == {"eth0": [100.0]}
+
+
 def test_the_first_link_after_boot_and_other_links_are_no_flaps() -> None:
     others = [
         "mlx5_core 0000:5c:00.0 ens1f0: Link up",
