@@ -9,8 +9,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ STYLES = {
 
 
 def clean(text: str) -> str:
-    """Text from elsewhere, safe on a terminal: control characters and direction marks are shown, not obeyed."""
+    """Text from elsewhere, safe on a terminal: control characters and direction marks are spelled out."""
     return _CONTROL.sub(lambda m: f"\\x{ord(m[0]):02x}" if ord(m[0]) < 256 else f"\\u{ord(m[0]):04x}", text)
 
 
@@ -53,8 +54,16 @@ class Output:
 
     def document(self, value: object) -> None:
         """Print one JSON document (sorted as given, NaN refused: JSON has none)."""
-        json.dump(value, self.stdout, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
-        self.stdout.write("\n")
+        from pydantic_core import from_json, to_json
+
+        # Laying out the text is what costs: json does it in Python, for thousands of nodes for a second.
+        compact = json.dumps(value, allow_nan=False, default=_plain)
+        try:
+            text = to_json(from_json(compact), indent=2).decode()
+        except ValueError:
+            # Half surrogates, e.g. of a file name that is not UTF-8: json writes them as escapes.
+            text = json.dumps(value, indent=2, default=_plain)
+        self.stdout.write(text + "\n")
 
     def line(self, text: str = "", style: str = "") -> None:
         """One line of the result."""
@@ -80,9 +89,10 @@ class Output:
         right: frozenset[str] = frozenset(),
         wrap: frozenset[str] = frozenset(),
         style_by: tuple[str, ...] = (),
+        widest: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        """A table without frames. Columns in `right` align numbers, those in `wrap` may break lines, and the words of
-        those in `style_by` have colours."""
+        """A table without frames. Columns in `right` align numbers, those in `wrap` may break lines, the words
+        of those in `style_by` have colours, and those in `widest` are at most so many characters wide."""
         from rich.table import Table
         from rich.text import Text
 
@@ -93,6 +103,7 @@ class Output:
                 name.upper(),
                 justify="right" if name in right else "left",
                 no_wrap=name not in wrap,
+                max_width=widest.get(name),
                 overflow="fold",
             )
         for row in rows:

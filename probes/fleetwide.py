@@ -48,8 +48,8 @@ class FleetResult:
 
 
 def compared_metrics(catalogue: Catalogue) -> frozenset[str]:
-    """Full names of the metrics that peers or baselines judge, or that say which peers are alike: all that need
-    be kept of a healthy node."""
+    """Full names of the metrics that peers or baselines judge, or that say which peers are alike: all that
+    need be kept of a healthy node."""
     return frozenset(
         f"{check.name}.{name}"
         for check in catalogue
@@ -91,11 +91,15 @@ def _alike(group: Sequence[Member], rule: Rule) -> list[list[Sample]]:
     same device, else of the node; samples of nodes that did not report it are compared among themselves.
     """
     assert rule.peers is not None
-    other = f"{rule.check}.{rule.peers.alike}" if rule.peers.alike else None
+    own = rule.name
+    if rule.peers.alike is None:
+        samples = [(m.node, device, value) for m in group for device, value in m.measured.get(own, ())]
+        return [samples] if samples else []
+    other = f"{rule.check}.{rule.peers.alike}"
     apart: dict[Value, list[Sample]] = {}
     for member in group:
-        values = dict(member.measured.get(other, ())) if other else {}
-        for device, value in member.measured.get(rule.name, ()):
+        values = dict(member.measured.get(other, ()))
+        for device, value in member.measured.get(own, ()):
             apart.setdefault(values.get(device, values.get(None)), []).append((member.node, device, value))
     return list(apart.values())
 

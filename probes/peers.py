@@ -84,24 +84,25 @@ def is_number(value: Value) -> bool:
 def _compare(samples: Sequence[Sample], siblings: bool, fewest: int, judge: Judge) -> Comparison:
     outliers: list[Outlier] = []
     undecided: list[str] = []
-    settled: set[tuple[str, str | None]] = set()
+    agreed = False
 
-    def put(group: Sequence[Sample], of: str) -> None:
+    def put(group: Sequence[Sample], of: str) -> bool:
+        nonlocal agreed
         vote = judge(group, of)
         if vote.undecided and vote.undecided not in undecided:
             undecided.append(vote.undecided)
-        if vote.agreed:
-            settled.update((node, device) for node, device, _ in group)
         outliers.extend(Outlier(*group[i], vote.limit, vote.reference) for i in vote.accused)
+        agreed = agreed or vote.agreed
+        return vote.agreed
 
-    for group in _across_nodes(samples, fewest):
-        put(group, "nodes")
+    settled = [group for group in _across_nodes(samples, fewest) if put(group, "nodes")]
     if siblings:
+        done = {(node, device) for group in settled for node, device, _ in group}
         for group in _by_node(samples).values():
-            rest = [s for s in group if s[1] is not None and (s[0], s[1]) not in settled]
+            rest = [s for s in group if s[1] is not None and (s[0], s[1]) not in done]
             if len(rest) >= fewest:
                 put(rest, "devices of the node")
-    return Comparison(tuple(outliers), "; ".join(undecided), bool(settled) or bool(undecided))
+    return Comparison(tuple(outliers), "; ".join(undecided), agreed or bool(undecided))
 
 
 def _across_nodes(samples: Sequence[Sample], fewest: int) -> list[list[Sample]]:
@@ -123,45 +124,42 @@ def _by_node(samples: Iterable[Sample]) -> Mapping[str, list[Sample]]:
     return groups
 
 
+def _several_voices(group: Sequence[Sample]) -> bool:
+    """Nodes with several devices are among several nodes, so that each has to be brought to one voice."""
+    return 1 < len({s[0] for s in group}) < len(group)
+
+
 def _majority(group: Sequence[Sample], of: str) -> _Vote:
     """Accuse who differs from what more than half of the nodes (or of one node's devices) say."""
-    nodes = _by_node(group)
-    if len(nodes) > 1:
+    voices = [_key(s[2]) for s in group]
+    ballots: Sequence[_Key | None] = voices
+    if _several_voices(group):
         # A node whose devices disagree by halves has no voice, but it counts among those who might have.
-        ballots = [_own_majority([s[2] for s in mine]) for mine in nodes.values()]
-    else:
-        ballots = [s[2] for s in group]
-    counts = Counter(_Same(ballot) for ballot in ballots if ballot is not None)
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], str(item[0].value)))
+        ballots = [_own_majority([_key(s[2]) for s in mine]) for mine in _by_node(group).values()]
+    counts = Counter(ballot for ballot in ballots if ballot is not None)
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], str(item[0][1])))
     winner, count = ranked[0] if ranked else (None, 0)
     if winner is None or count * 2 <= len(ballots):
-        shares = ", ".join(f"{n} say {show(same.value)}" for same, n in ranked[:4])
+        shares = ", ".join(f"{n} say {show(value)}" for (_, value), n in ranked[:4])
         return _Vote(
             False, undecided=f"no value has a majority among {len(ballots)} {of} ({shares or 'all disagree'})"
         )
-    accused = tuple(i for i, s in enumerate(group) if _Same(s[2]) != winner)
-    return _Vote(True, accused, f"== {show(winner.value)}", f"{count} of {len(ballots)} {of}")
+    accused = tuple(i for i, voice in enumerate(voices) if voice != winner)
+    return _Vote(True, accused, f"== {show(winner[1])}", f"{count} of {len(ballots)} {of}")
 
 
-class _Same:
-    """A value as a key: 1 is 1.0 and is neither true nor "1"."""
-
-    __slots__ = ("kind", "value")
-
-    def __init__(self, value: Value) -> None:
-        self.value = value
-        self.kind = type(value) if isinstance(value, bool | str) else float
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.kind is other.kind and self.value == other.value
-
-    def __hash__(self) -> int:
-        return hash(self.value)
+_Key = tuple[type, Value]
 
 
-def _own_majority(values: Sequence[Value]) -> Value:
-    best, count = Counter(map(_Same, values)).most_common(1)[0]
-    return best.value if count * 2 > len(values) else None
+def _key(value: Value) -> _Key:
+    """Equal for values that say the same: 1 is 1.0 and is neither true nor "1"."""
+    kind = type(value)
+    return (float if kind is int else kind, value)
+
+
+def _own_majority(voices: Sequence[_Key]) -> _Key | None:
+    best, count = Counter(voices).most_common(1)[0]
+    return best if count * 2 > len(voices) else None
 
 
 def _robust_z(group: Sequence[Sample], of: str, spec: PeerSpec) -> _Vote:
@@ -170,12 +168,16 @@ def _robust_z(group: Sequence[Sample], of: str, spec: PeerSpec) -> _Vote:
     Median of the nodes' medians, and MAD the same way: a node with many devices has no more voice.
     """
     numbers = [_float(s[2]) for s in group]
-    nodes = _by_node(group)
-    of_node = [[_float(s[2]) for s in mine] for mine in nodes.values()]
-    if len(nodes) == 1:
-        of_node = [[number] for number in numbers]
-    centre = median(median(mine) for mine in of_node)
-    spread = MAD_TO_SIGMA * median(median(abs(x - centre) for x in mine) for mine in of_node)
+    if _several_voices(group):
+        of_node = [[_float(s[2]) for s in mine] for mine in _by_node(group).values()]
+        voices = len(of_node)
+        centre = median(median(mine) for mine in of_node)
+        deviation = median(median(abs(x - centre) for x in mine) for mine in of_node)
+    else:
+        voices = len(numbers)
+        centre = median(numbers)
+        deviation = median(abs(x - centre) for x in numbers)
+    spread = MAD_TO_SIGMA * deviation
     margin = max(spec.floor * abs(centre), spec.z * spread)
     low = centre - margin if spec.worse in ("lower", "both") else -math.inf
     high = centre + margin if spec.worse in ("higher", "both") else math.inf
@@ -184,7 +186,7 @@ def _robust_z(group: Sequence[Sample], of: str, spec: PeerSpec) -> _Vote:
         limit = f"between {low:.6g} and {high:.6g}"
     else:
         limit = f">= {low:.6g}" if spec.worse == "lower" else f"<= {high:.6g}"
-    reference = f"median {centre:.6g} of {len(of_node)} {of}, robust deviation {spread:.3g}"
+    reference = f"median {centre:.6g} of {voices} {of}, robust deviation {spread:.3g}"
     return _Vote(True, accused, limit, reference)
 
 

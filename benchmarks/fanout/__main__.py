@@ -3,6 +3,8 @@
 Reports for each tool: wall time, client CPU a node, nodes that answered; and the CPU that sshd itself needed,
 which on one machine bounds the wall time of everybody. The tools that use OpenSSH are run with curve25519,
 the exchange that all of them can speak, and once more with OpenSSH's default.
+
+``--quick-plan`` measures `benchmarks.fanout.quick_plan` instead.
 """
 
 from __future__ import annotations
@@ -111,13 +113,19 @@ def _peers_python(package: str) -> str:
     return f"{folder}/python" if folder else sys.executable
 
 
-def measure(tool: str, command: Sequence[str], nodes: int, server: Sshd) -> Row | None:
+def measure(
+    tool: str,
+    command: Sequence[str],
+    nodes: int,
+    server: Sshd,
+    sent: Path = Path(os.devnull),
+    answers: Callable[[str], int] = lambda text: len(re.findall(ANSWER, text)),
+) -> Row | None:
+    """One run of `command` with the file `sent` as its stdin. None: the tool is not installed."""
     before_server, started = server.cpu_seconds(), time.perf_counter()
-    with tempfile.TemporaryFile() as output:
+    with tempfile.TemporaryFile() as output, sent.open("rb") as stdin:
         try:
-            process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
-            )
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.DEVNULL, stdin=stdin)
         except FileNotFoundError:
             return None
         _, _, usage = os.wait4(process.pid, 0)
@@ -127,7 +135,7 @@ def measure(tool: str, command: Sequence[str], nodes: int, server: Sshd) -> Row 
     time.sleep(0.5)
     client = usage.ru_utime + usage.ru_stime
     server_cpu = server.cpu_seconds() - before_server
-    answered = len(re.findall(ANSWER, text))
+    answered = answers(text)
     if answered < nodes:
         print(f"{tool}: {answered} of {nodes} answered; {text[-300:]!r}", file=sys.stderr)
     return Row(
@@ -139,7 +147,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--nodes", default="64,256,1024")
+    parser.add_argument("--nodes", help="default 64,256,1024; with --quick-plan 64,256")
+    parser.add_argument("--quick-plan", action="store_true", help="whole validations instead of one echo")
     parser.add_argument(
         "--rounds", type=int, default=3, help="medians of so many rounds, the tools taking turns"
     )
@@ -149,12 +158,17 @@ def main() -> None:
     in_own_network()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
+    if options.quick_plan:
+        from benchmarks.fanout.quick_plan import compare
+
+        compare([int(n) for n in (options.nodes or "64,256").split(",")])
+        return
     medians: list[Row] = []
     print(_HEAD, flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with sshd(folder) as server:
-            for nodes in map(int, options.nodes.split(",")):
+            for nodes in map(int, (options.nodes or "64,256,1024").split(",")):
                 hosts = addresses(nodes)
                 (folder / "hosts").write_text("\n".join(hosts) + "\n")
                 rows: dict[str, list[Row]] = {}

@@ -15,11 +15,11 @@ import functools
 import io
 import json
 import secrets
-import tokenize
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from typing import TypeGuard
 
 from probes.agent.bootstrap import command_line
 from probes.catalogue import CheckSpec
@@ -178,35 +178,52 @@ def needed(modules: Iterable[str]) -> list[str]:
     return sorted(found)
 
 
-@functools.cache
+def bare(source: str) -> str:
+    """A module without comments and docstrings. Every statement stays on its line: errors name it.
+
+    Comments behind a statement stay as well: they are few, and finding them takes longer than all the rest.
+    """
+    return _reduced(source)[0]
+
+
 def _imports(source: str) -> tuple[str, ...]:
-    found = []
+    return _reduced(source)[1]
+
+
+@functools.cache
+def _reduced(source: str) -> tuple[str, tuple[str, ...]]:
+    """The bare text, and the names of ours that it imports."""
+    lines = io.StringIO(source).readlines()
+    imported: list[str] = []
+    docstrings: list[ast.Expr] = []
+    in_text: set[int] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            imported += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return tuple(n for n in found if n.startswith(("probes.agent.", "probes.checks.")))
+            imported += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif _is_docstring(node):
+            docstrings.append(node)
+        elif isinstance(node, ast.Constant | ast.JoinedStr):
+            # Lines that begin within it, counted from 0: what looks like a comment there is none.
+            in_text.update(range(node.lineno, node.end_lineno or node.lineno))
+    for index, line in enumerate(lines):
+        if index not in in_text and line.lstrip().startswith("#"):
+            lines[index] = "\n"
+    for node in docstrings:
+        first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
+        # A number in its place keeps a block that is nothing else from being empty.
+        lines[first : last + 1] = [lines[first][: node.col_offset] + "0\n"] + ["\n"] * (last - first)
+    ours = tuple(name for name in imported if name.startswith(("probes.agent.", "probes.checks.")))
+    return "".join(lines), ours
 
 
-@functools.cache
-def bare(source: str) -> str:
-    """A module without comments and docstrings. Every statement stays on its line: errors name it."""
-    lines = source.splitlines(keepends=True)
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column].rstrip() + "\n"
-    for node in ast.walk(ast.parse(source)):
-        if (
-            isinstance(node, ast.Expr)
-            and isinstance(node.value, ast.Constant)
-            and isinstance(node.value.value, str)
-        ):
-            first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
-            # A number in its place keeps a block that is nothing else from being empty.
-            lines[first : last + 1] = [lines[first][: node.col_offset] + "0\n"] + ["\n"] * (last - first)
-    return "".join(lines)
+def _is_docstring(node: ast.AST) -> TypeGuard[ast.Expr]:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 @functools.cache

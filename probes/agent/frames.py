@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
+
+from pydantic_core import from_json
 
 from probes.model import CheckRecord, Measure, Status, Value
 
@@ -90,7 +91,7 @@ class Decoder:
             self._fault(f"a frame of more than {FRAME_BYTES >> 10} KiB")
             return None
         try:
-            frame = json.loads(data)
+            frame = _parse(data)
         except (ValueError, RecursionError):
             self._fault("a frame that is not JSON")
             return None
@@ -138,47 +139,83 @@ class Decoder:
             self.faults.append(what)
 
 
+def _parse(data: bytes) -> Any:
+    try:
+        return from_json(data)
+    except ValueError:
+        # The fast parser refuses half surrogates, which a tool's output may have, and all but UTF-8.
+        return json.loads(data)
+
+
 def _to_record(name: str, frame: Mapping[str, Any]) -> CheckRecord:
     """A record of this check in any case: what cannot be used makes it an ERROR that says so."""
-    status = _FROM_NODE.get(_text(frame.get("status"), 20))
-    evidence = frame.get("evidence", [])
-    record = CheckRecord(
-        name,
-        status or Status.ERROR,
-        _seconds(frame.get("seconds")),
-        evidence=tuple(_text(line, LINE_LENGTH) for line in evidence[:LINES])
-        if isinstance(evidence, list)
-        else (),
-        detail=_text(frame.get("detail", ""), LINE_LENGTH),
-    )
+    sent = frame.get("status")
+    status = _FROM_NODE.get(sent) if isinstance(sent, str) else None
+    evidence = frame.get("evidence")
+    lines = evidence[:LINES] if isinstance(evidence, list) else ()
+    detail = _text(frame.get("detail", ""), LINE_LENGTH)
+    measures: tuple[Measure, ...] = ()
     if status is None:
-        return replace(record, detail="the node sent an unknown status")
-    if status is not Status.ANSWERED:
-        return record
-    measures = frame.get("measures")
-    if not isinstance(measures, list) or len(measures) > MEASURES:
-        return replace(
-            record, status=Status.ERROR, detail="the node sent no list of measures, or too long a one"
-        )
+        status, detail = Status.ERROR, "the node sent an unknown status"
+    elif status is Status.ANSWERED:
+        try:
+            measures = _to_measures(frame.get("measures"))
+        except _Unusable as unusable:
+            status, detail = Status.ERROR, str(unusable)
+    return CheckRecord(
+        name,
+        status,
+        _seconds(frame.get("seconds")),
+        measures,
+        tuple(_text(line, LINE_LENGTH) for line in lines),
+        detail,
+    )
+
+
+class _Unusable(ValueError):
+    """Measures that are not what an agent sends."""
+
+
+def _to_measures(sent: object) -> tuple[Measure, ...]:
+    if not isinstance(sent, list) or len(sent) > MEASURES:
+        raise _Unusable("the node sent no list of measures, or too long a one")
     found = []
-    for item in measures:
-        if not _is_measure(item):
-            return replace(record, status=Status.ERROR, detail="the node sent a malformed measure")
+    for item in sent:
+        if type(item) is not list or len(item) != 3:
+            raise _Unusable("the node sent a malformed measure")
         metric, device, value = item
-        if isinstance(value, float) and not math.isfinite(value):
-            return replace(record, status=Status.ERROR, detail=f"{_text(metric, 80)}: not a finite number")
-        device = None if device is None else _text(device, NAME_LENGTH)
-        found.append(Measure(_text(metric, NAME_LENGTH), device, _value(value)))
+        kind = type(value)
+        if type(metric) is not str or type(device) not in _DEVICE_KINDS or kind not in _VALUE_KINDS:
+            raise _Unusable("the node sent a malformed measure")
+        measure = _KNOWN.get((metric, device, value, kind))
+        found.append(_to_measure(metric, device, value) if measure is None else measure)
     if not found:
-        return replace(record, status=Status.ERROR, detail="the node sent an answer without a measure")
-    return replace(record, measures=tuple(found))
+        raise _Unusable("the node sent an answer without a measure")
+    return tuple(found)
 
 
-def _is_measure(item: object) -> bool:
-    if not isinstance(item, list) or len(item) != 3:
-        return False
-    metric, device, value = item
-    return isinstance(metric, str) and isinstance(device, str | None) and isinstance(value, Value)
+_DEVICE_KINDS = frozenset({str, type(None)})
+_VALUE_KINDS = frozenset({bool, int, float, str, type(None)})
+"""Exact types, as JSON gives no others."""
+
+_KNOWN: dict[tuple[str, str | None, Value, type], Measure] = {}
+"""What nodes sent -> the measure made of it. Nodes of one kind say mostly the same (no errors on device 3,
+such a driver): it need be made, and kept, only once. The type is in the key because 1 == True == 1.0."""
+
+_KNOWN_MOST, _KNOWN_LENGTH = 1 << 14, 200
+"""A node that sends ever new or long text must not fill this machine's memory."""
+
+
+def _to_measure(metric: str, device: str | None, value: Value) -> Measure:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _Unusable(f"{_text(metric, 80)}: not a finite number")
+    shown = None if device is None else _text(device, NAME_LENGTH)
+    measure = Measure(_text(metric, NAME_LENGTH), shown, _value(value))
+    if len(metric) + len(device or "") + (len(value) if isinstance(value, str) else 0) <= _KNOWN_LENGTH:
+        if len(_KNOWN) >= _KNOWN_MOST:
+            _KNOWN.clear()
+        _KNOWN[metric, device, value, type(value)] = measure
+    return measure
 
 
 def _value(value: Value) -> Value:

@@ -123,8 +123,17 @@ class Server(asyncssh.SSHServer):
 class HangingServer(Server):
     """Lets in, and then neither opens a session nor refuses it."""
 
+    _never: asyncio.Future[asyncssh.SSHServerSession[bytes]] | None = None
+
     def session_requested(self) -> asyncio.Future[asyncssh.SSHServerSession[bytes]]:
-        return asyncio.get_running_loop().create_future()
+        self._never = asyncio.get_running_loop().create_future()
+        return self._never
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._never is not None:
+            # Else asyncio complains of a task that waits for what nobody has any more.
+            self._never.cancel()
 
 
 async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

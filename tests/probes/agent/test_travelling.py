@@ -160,17 +160,22 @@ def test_the_same_check_asked_twice_is_refused() -> None:
 
 def test_a_module_without_comments_means_the_same_on_the_same_lines() -> None:
     source = (
-        'X = 1  # one\n\ndef f():\n    """Docs\n    on lines."""\n\n'
+        'X = 1  # one\n# two\ndef f():\n    """Docs\n    on lines."""\n    # three\n'
         'class E(Exception):\n    "only this"\n\nS = "# no"\n'
+        'T = """\n# shell\n"""\nU = f"""{X}\n    # {X}\n"""\nV = "a\\\n# b"\n'
     )
     text = bare(source)
     scope: dict[str, object] = {}
     exec(text, scope)
     assert scope["X"] == 1
     assert scope["S"] == "# no"
+    assert scope["T"] == "\n# shell\n"
+    assert scope["U"] == "1\n    # 1\n"
+    assert scope["V"] == "a# b"
     assert scope["f"]() is None  # type: ignore[operator]
     assert "Docs" not in text
-    assert "one" not in text
+    assert "two" not in text
+    assert "three" not in text
     assert text.count("\n") == source.count("\n")
     assert text.splitlines()[9] == 'S = "# no"'
 
