@@ -29,7 +29,8 @@ clean:
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "ltpctl needs Python 3.11 or later; say: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	@# What is left of one that failed (Debian keeps venv in a package of its own) would pass for whole next time.
+	$(PYTHON) -m venv $(VENV) || { rm -f $(BIN)/python; echo "on Debian: apt install python3-venv" >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 
 $(VENV)/.runs: $(VENV)/bin/python pyproject.toml constraints.txt

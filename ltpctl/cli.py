@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -13,7 +15,7 @@ app = frame.app(
     "Keep a cluster of unreliable accelerators useful: know who the nodes are, validate them, "
     "and give only healthy ones to jobs.",
     epilog="\b\nExit status: 0 fine, 1 findings, 2 usage or configuration, 3 could not be determined,\n"
-    "75 skipped (a lock is held), 130 interrupted.",
+    "70 ltpctl itself broke, 75 skipped (a lock is held), 130 interrupted.",
 )
 app.add_typer(validate.app, name="validate")
 app.add_typer(inventory.app, name="inventory")
@@ -38,4 +40,8 @@ def _options(
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        # A locale or a file name without UTF-8 costs a character, not the answer.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="ltpctl")

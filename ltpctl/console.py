@@ -91,8 +91,8 @@ class Output:
         style_by: tuple[str, ...] = (),
         widest: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        """A table without frames. Columns in `right` align numbers, those in `wrap` may break lines, the words
-        of those in `style_by` have colours, and those in `widest` are at most so many characters wide."""
+        """A table without frames. Columns in `right` align numbers, those in `wrap` may break lines, words
+        of those in `style_by` have colours, those in `widest` are at most so many characters wide."""
         from rich.table import Table
         from rich.text import Text
 
@@ -127,6 +127,11 @@ class Output:
     def interactive(self) -> bool:
         """stderr is a terminal: progress may move the cursor there."""
         return self.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+    @property
+    def width(self) -> int:
+        """Characters in a line of stdout."""
+        return self._console(self.stdout).width
 
     def progress_console(self) -> Console:
         return self._console(self.stderr)

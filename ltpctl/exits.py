@@ -12,6 +12,8 @@ class Exit(enum.IntEnum):
     """Wrong options, a wrong file, a wrong configuration. Nothing was changed."""
     UNDETERMINED = 3
     """It could not be found out: not one node could be judged, or there is nothing yet to compare."""
+    DEFECT = 70
+    """ltpctl itself broke, with a traceback (EX_SOFTWARE). Python's own status would read as findings."""
     LOCKED = 75
     """Skipped: another run holds the lock, or the ledger stayed busy. Try again later (EX_TEMPFAIL)."""
     INTERRUPTED = 130

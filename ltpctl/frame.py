@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -70,6 +72,8 @@ class Session:
 
     options: dict[str, Any] = field(default_factory=dict)
     selection_options: dict[str, Any] = field(default_factory=dict)
+    found: Exit = Exit.OK
+    """The answer as far as it is known: the exit status if the reader of stdout leaves before the end."""
 
     @functools.cached_property
     def out(self) -> Output:
@@ -187,9 +191,9 @@ def _finish(session: Session, work: Callable[[], Exit | None]) -> NoReturn:
     from inventory.errors import UsageError
     from inventory.ledger.errors import LedgerBusy
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    interruptible()
     try:
-        status = work() or Exit.OK
+        status = session.found = work() or Exit.OK
         sys.stdout.flush()
     except (LockHeld, LedgerBusy) as error:
         session.out.error(str(error))
@@ -203,11 +207,32 @@ def _finish(session: Session, work: Callable[[], Exit | None]) -> NoReturn:
     except KeyboardInterrupt:
         session.out.error("interrupted")
         status = Exit.INTERRUPTED
-    except BrokenPipeError:
-        # The reader has seen enough (`| head`); nothing more can be written, not even at exit.
+    except (BrokenPipeError, SystemExit):
+        # The reader has seen enough (`| head`); nothing more can be written, not even at exit. rich says that
+        # by SystemExit, which nothing else here raises.
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115
-        status = Exit.OK
+        status = session.found
+    except Exception as error:  # noqa: BLE001
+        if isinstance(error, OSError) and error.errno == errno.EIO and session.found is not Exit.OK:
+            # The terminal is gone; what was found is kept.
+            raise typer.Exit(int(session.found)) from None
+        traceback.print_exc()
+        session.out.error(f"a defect of ltpctl itself, please report it: {type(error).__name__}: {error}")
+        status = Exit.DEFECT
     raise typer.Exit(int(status))
+
+
+def interruptible() -> None:
+    """SIGTERM ends a command as Ctrl-C does, and so does a terminal that is closed, but for nohup."""
+    for number in ending_signals():
+        signal.signal(number, _interrupt)
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Signals beside SIGINT that ask a command to end."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return (signal.SIGTERM,)
+    return (signal.SIGTERM, signal.SIGHUP)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

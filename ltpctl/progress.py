@@ -82,6 +82,7 @@ class NodeProgress:
         self._show()
 
     def _say(self, head: str, word: str) -> None:
+        head = " ".join(head.splitlines())
         if self._bar is not None:
             from rich.text import Text
 

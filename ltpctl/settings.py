@@ -99,6 +99,12 @@ def default_file() -> Path:
     return user_config_path("ltpctl") / "config.yaml"
 
 
+def chosen_file(config: str | None, environment: Mapping[str, str] = os.environ) -> tuple[Path, bool]:
+    """The file that is read, and whether somebody named it: then it has to exist."""
+    named = config or environment.get("LTP_CONFIG")
+    return (Path(named).expanduser(), True) if named else (default_file(), False)
+
+
 def variable(name: str) -> str:
     """The environment variable of a setting: ``ssh.concurrency`` -> ``LTP_SSH_CONCURRENCY``."""
     return "LTP_" + name.upper().replace(".", "_")
@@ -117,8 +123,7 @@ def resolve(
     def put(name: str, value: object, source: str) -> None:
         origins[name] = Setting(name, value, source, origins[name].description)
 
-    named = config or environment.get("LTP_CONFIG")
-    path = Path(named).expanduser() if named else default_file()
+    path, named = chosen_file(config, environment)
     if named or path.exists():
         document = read(path)
         if document.data is not None:

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import importlib.util
-import os
 import re
 import signal
+from collections import Counter
 from collections.abc import Coroutine, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inventory.errors import UsageError
 from inventory.fleet import Node, fold
-from inventory.lifecycle import clears, may_load, next_after_validation
+from inventory.lifecycle import State, clears, may_load, next_after_validation
+from ltpctl.actor import actor
 from ltpctl.exits import Exit
-from ltpctl.frame import Session, Undetermined
+from ltpctl.frame import Session, Undetermined, ending_signals, interruptible
 from ltpctl.progress import NodeProgress
+from ltpctl.reports.files import refuse_unwritable, write_whole
 from ltpctl.reports.folding import QUIET, Group, groups
 from ltpctl.times import duration, rfc3339
-from ltpctl.wiring import limits
+from ltpctl.wiring import limits, refuse_missing_keys
 from probes.catalogue import Catalogue, load_catalogue
 from probes.fleetwide import BaselineKey, learn_baselines
 from probes.model import NodeVerdict, Verdict
+from probes.peers import FEWEST_NUMBERS
 from probes.plan import Plan, make_plan
 from probes.profiles import RuleBook, load_profiles
 from probes.report import measurement_rows, to_json, verdict_row
@@ -66,13 +67,17 @@ def rule_book(session: Session, checks: Catalogue) -> RuleBook:
 
 def run(session: Session, request: Request) -> Exit:
     """Validate, keep, apply, show. What is wrong with the request itself is found before a node is asked."""
+    from inventory.ledger.errors import LedgerError
+
     checks = catalogue(session)
     rules = rule_book(session, checks)
     plan = make_plan(checks, request.level, request.only, request.skip, request.load_in_use)
     nodes = session.nodes()
     rules.check(nodes)
+    refuse_missing_keys(nodes)
     for option, file in request.files.items():
-        _writable(option, file)
+        refuse_unwritable(option, file)
+    session.found = Exit.UNDETERMINED
     if not request.ledger:
         return _finish(session, request, _ask(session, request, nodes, plan, rules, {}, {}), None, [])
     with session.ledger() as ledger:
@@ -85,13 +90,24 @@ def run(session: Session, request: Request) -> Exit:
         baselines = _baselines(session, ledger, rules, nodes)
         run_id = ledger.begin_run("validate", str(plan), actor(), fold([node.name for node in nodes]))
         result = _ask(session, request, nodes, plan, rules, baselines, in_use)
-        rows = [verdict_row(verdict) for verdict in result.verdicts]
-        ledger.record_verdicts(run_id, rows, measurement_rows(result, rules))
-        moved = _apply(ledger, run_id, result, states) if request.apply and not result.interrupted else []
-        counts = {str(verdict): count for verdict, count in result.summary.items()}
-        ledger.finish_run(
-            run_id, {**counts, "interrupted": result.interrupted, "seconds": round(result.seconds, 3)}
-        )
+        moved: list[tuple[str, str, str]] = []
+        try:
+            rows = [verdict_row(verdict) for verdict in result.verdicts]
+            ledger.record_verdicts(run_id, rows, measurement_rows(result, rules))
+            if request.apply and not result.interrupted:
+                moved = _apply(ledger, run_id, result, states, whole=not request.only)
+                if request.only and any(entry.state is State.NEW for entry in states.values()):
+                    session.out.note(
+                        "new nodes stay new: --check asks a part of the plan; a whole plan admits them"
+                    )
+            counts = {str(verdict): count for verdict, count in result.summary.items()}
+            ledger.finish_run(
+                run_id, {**counts, "interrupted": result.interrupted, "seconds": round(result.seconds, 3)}
+            )
+        except LedgerError:
+            # What took minutes to measure is shown, even if it cannot be kept.
+            _finish(session, request, result, None, moved)
+            raise
     return _finish(session, request, result, run_id, moved)
 
 
@@ -114,16 +130,10 @@ def difference(session: Session, run_id: str | None, against: str | None) -> Exi
             [row for row in ledger.verdicts(r.id) if chosen is None or row.node in chosen]
             for r in (before, after)
         )
-    return show_changes(session.out, before, after, diff(old, new))
-
-
-def actor() -> str:
-    """Who is recorded as having done it: ``user@host``."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = str(os.getuid())
-    return f"{user}@{os.uname().nodename}"
+    found = diff(old, new)
+    session.found = Exit.FINDINGS if found.worse else Exit.OK
+    show_changes(session.out, before, after, found)
+    return session.found
 
 
 def _ask(
@@ -141,10 +151,20 @@ def _ask(
         from inventory.transport import transport_for
 
         stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop.set)
-        async with transport_for(nodes, session.ssh_settings(request.accept_new)) as transport:
+        loop, asking = asyncio.get_running_loop(), asyncio.current_task()
+        assert asking is not None
+
+        def interrupted() -> None:
+            # The first time in order: what runs is ended, what is known is shown. The second time at once.
+            if stop.is_set():
+                asking.cancel()
+            stop.set()
+
+        for number in (signal.SIGINT, *ending_signals()):
+            loop.add_signal_handler(number, interrupted)
+        # Jump hosts are nodes that the selection need not name.
+        ssh, fleet = session.ssh_settings(request.accept_new), session.fleet.nodes
+        async with transport_for(nodes, ssh, fleet) as transport:
             return await validate(
                 nodes,
                 plan,
@@ -158,7 +178,10 @@ def _ask(
             )
 
     with NodeProgress(session.out, len(nodes)) as progress:
-        return _run_loop(work())
+        result = _run_loop(work())
+    # The loop took its handlers with it; what follows must not end without a word.
+    interruptible()
+    return result
 
 
 def _run_loop(work: Coroutine[None, None, ValidationResult]) -> ValidationResult:
@@ -192,7 +215,11 @@ def _baselines(
     names = [name for name, rule in by_name.items() if rule.baseline is not None]
     since = time() - 86400 * session.configuration.settings.validate_.baseline_days
     history: dict[BaselineKey, dict[str, list[float]]] = {}
-    for sku in {rules.kind(node).sku for node in nodes}:
+    skus = {rules.kind(node).sku for node in nodes}
+    if any(node.sku is None for node in nodes):
+        # What such a node is it will show by itself, and most likely it is what some node was before.
+        skus |= ledger.skus(since)
+    for sku in skus:
         for metric, values in ledger.measurements(names, sku, since).items():
             for node, value in values:
                 history.setdefault((sku or "", metric), {}).setdefault(node, []).append(value)
@@ -203,28 +230,47 @@ def _baselines(
 
 
 def _apply(
-    ledger: Ledger, run_id: str, result: ValidationResult, states: Mapping[str, NodeState]
+    ledger: Ledger, run_id: str, result: ValidationResult, states: Mapping[str, NodeState], *, whole: bool
 ) -> list[tuple[str, str, str]]:
-    """Move nodes as their verdicts call for: (node, from, to). One that was moved meanwhile is left alone."""
+    """Move nodes as their verdicts call for: (node, from, to). One that was moved meanwhile is left alone.
+
+    `whole`: no ``--check`` picked among the checks of the plan. A few that pass do not admit a node that was never
+    admitted before.
+    """
     moved: list[tuple[str, str, str]] = []
+    voices = Counter((member.sku, name) for member in result.members for name in member.measured)
     with ledger.transaction() as turn:
         now = turn.states(list(states))
         for verdict in result.verdicts:
             before = states[verdict.node]
             outcomes = {check: str(outcome) for check, outcome in verdict.checks.items()}
+            for finding in _of_peers(before):
+                # Who was unlike its peers and is now looked at without them has passed nothing.
+                if voices[verdict.sku, f"{finding['check']}.{finding['metric']}"] < FEWEST_NUMBERS:
+                    outcomes.pop(finding["check"], None)
             way = next_after_validation(
                 before.state, str(verdict.verdict), cleared=clears(before.evidence, outcomes)
             )
-            if way is None or now[verdict.node].state is not before.state:
+            # The same state for another reason is another state: what was cleared is not what counts now.
+            if way is None or now[verdict.node] != before:
+                continue
+            if way.target is State.AVAILABLE and before.state in (State.NEW, State.VALIDATING) and not whole:
                 continue
             row = verdict_row(verdict)
             reason = f"validated {verdict.verdict}"
-            if verdict.findings:
-                reason += f": {verdict.findings[0].check}: {verdict.findings[0].message}"
+            counting = [finding for finding in verdict.findings if finding.outcome not in QUIET]
+            if counting:
+                reason += f": {counting[0].check}: {counting[0].message}"
             evidence = {"verdict": row.verdict, "findings": list(row.findings)}
             turn.transition(verdict.node, way.target, actor(), reason, evidence, run=run_id)
             moved.append((verdict.node, str(before.state), str(way.target)))
     return moved
+
+
+def _of_peers(state: NodeState) -> list[Mapping[str, Any]]:
+    """What took the node out, as far as its peers told it."""
+    findings = state.evidence.get("findings") or ()
+    return [f for f in findings if f.get("source") == "peers" and f.get("outcome") == "fail"]
 
 
 def _finish(
@@ -237,11 +283,19 @@ def _finish(
     document = to_json(result)
     document["run"] = run_id
     document["transitions"] = [{"node": n, "from": a, "to": b} for n, a, b in moved]
+    session.found = _status(result)
+    # Before anything is printed: a reader of stdout who leaves early takes no report away.
+    unwritten = _write_files(session, request, result, run_id)
     if session.out.json:
         session.out.document(document)
     else:
         _show(session, result, run_id, moved)
-    _write_files(session, request, result, run_id)
+    if unwritten:
+        raise UsageError("; ".join(unwritten))
+    return session.found
+
+
+def _status(result: ValidationResult) -> Exit:
     if result.interrupted:
         return Exit.INTERRUPTED
     verdicts = {verdict.verdict for verdict in result.verdicts}
@@ -255,9 +309,14 @@ def _show(
 ) -> None:
     out = session.out
     folded = groups(result.verdicts, everything=out.verbose)
+    rows = (row for group in folded for row in _rows(group, out.verbose))
+    columns: tuple[str, ...] = ("nodes", "verdict", "outcome", "check", "finding")
+    if out.width < NARROW:
+        columns = ("nodes", "verdict", "finding")
+        rows = ((n, v, f"{o} {check}\n{text}" if check else text) for n, v, o, check, text in rows)
     out.table(
-        ("nodes", "verdict", "outcome", "check", "finding"),
-        (row for group in folded for row in _rows(group, out.verbose)),
+        columns,
+        rows,
         wrap=frozenset({"nodes", "finding"}),
         style_by=("verdict", "outcome"),
         widest={"nodes": NODES_WIDTH},
@@ -286,6 +345,8 @@ def _show(
 
 
 NODES_WIDTH = 30
+NARROW = 120
+"""Under this many characters in a line, outcome and check stand above the finding instead of beside it."""
 SAME_CHECK = 4
 """Findings of one check that a group of nodes shows on a terminal; the rest are counted."""
 
@@ -293,7 +354,8 @@ SAME_CHECK = 4
 def _rows(group: Group, everything: bool) -> Iterator[tuple[object, ...]]:
     head = (_broken(fold(list(group.nodes))), str(group.verdict))
     if not group.lines:
-        yield (*head, "", "", "")
+        nothing = "no check of this plan applies here" if group.verdict is Verdict.UNKNOWN else ""
+        yield (*head, "", "", nothing)
     for check, lines in groupby(group.lines, key=lambda line: line.check):
         same = list(lines)
         shown = same if everything else same[:SAME_CHECK]
@@ -318,12 +380,16 @@ def _broken(nodes: str) -> str:
     return "\n".join(lines)
 
 
-def _write_files(session: Session, request: Request, result: ValidationResult, run_id: str | None) -> None:
-    if file := request.files.get("--junit"):
+def _write_files(
+    session: Session, request: Request, result: ValidationResult, run_id: str | None
+) -> list[str]:
+    """Write the reports that were asked for; one line for each that could not be written."""
+    texts: dict[str, str] = {}
+    if request.files.get("--junit"):
         from ltpctl.reports.junit import junit
 
-        _write(Path(file), junit(result.verdicts))
-    if file := request.files.get("--html"):
+        texts["--junit"] = junit(result.verdicts)
+    if request.files.get("--html"):
         from ltpctl.reports.page import page
 
         facts = {
@@ -334,31 +400,12 @@ def _write_files(session: Session, request: Request, result: ValidationResult, r
         }
         if run_id:
             facts["run"] = run_id
-        _write(Path(file), page(f"Validation of {session.fleet.name}", result.verdicts, facts))
-
-
-def _writable(option: str, file: str | None) -> None:
-    """A report that cannot be written is said before the nodes are asked, not after."""
-    if file is None:
-        return
-    folder = Path(file).absolute().parent
-    if not folder.is_dir():
-        raise UsageError(f"{option} {file}: the folder {folder} does not exist")
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"{option} {file}: the folder {folder} is not writable")
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all: a reader never sees half a report."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with _unlinked(beside):
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-
-
-@contextmanager
-def _unlinked(path: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
+        texts["--html"] = page(f"Validation of {session.fleet.name}", result.verdicts, facts)
+    unwritten = []
+    for option, text in texts.items():
+        file = request.files[option] or ""
+        try:
+            write_whole(Path(file), text)
+        except OSError as error:
+            unwritten.append(f"{option} {file}: cannot be written: {error.strerror}")
+    return unwritten

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from inventory.errors import UsageError
+
 if TYPE_CHECKING:
+    from inventory.fleet import Node
     from inventory.transport import Limits
     from inventory.transport.settings import SshSettings
     from ltpctl.settings import SshSection
 
 _PASSWORD = re.compile(r"(://[^:/@]*:)[^@]*@")
+_PARAMETER = re.compile(r"([?&](?:[^=&]*password[^=&]*|passphrase)=)[^&]*", re.IGNORECASE)
 
 
 def ssh_settings(section: SshSection, accept_new: bool) -> SshSettings:
@@ -42,9 +47,19 @@ def limits(section: SshSection, command: float = 60.0) -> Limits:
     )
 
 
+def refuse_missing_keys(nodes: Iterable[Node]) -> None:
+    """A private key that the inventory names and that is not there is said before any node is asked."""
+    for node in nodes:
+        if node.identity is not None and not Path(node.identity).expanduser().is_file():
+            place = f"{node.origin}: " if node.origin else ""
+            raise UsageError(f"{place}{node.name}: identity: there is no key file {node.identity}")
+
+
 def without_password(value: object) -> object:
-    """A setting as it may be shown: the password of a database URL is masked."""
-    return _PASSWORD.sub(r"\1***@", value) if isinstance(value, str) else value
+    """A setting as it may be shown: the passwords in a database URL are masked."""
+    if not isinstance(value, str) or "://" not in value:
+        return value
+    return _PARAMETER.sub(r"\1***", _PASSWORD.sub(r"\1***@", value))
 
 
 def _expanded(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -61,6 +61,8 @@ class PeerSpec(Strict):
     """Deviations, in robust standard deviations (1.4826 x MAD)."""
     floor: float = Field(default=0.05, ge=0)
     """Smallest relative difference to the median that counts, however tight the peers are."""
+    least: float = Field(default=0.0, ge=0)
+    """Smallest difference to the median that counts, in the metric's unit."""
     siblings: bool = True
     """Whether the devices of one node are alike, so that they are compared with each other too."""
     alike: MetricName | None = None

@@ -150,7 +150,9 @@ def judge(rules: Rules, check: str, record: CheckRecord | None) -> Judged:
         case Status.UNSUPPORTED:
             why = record.detail or "the node cannot answer it"
             if check_rules.essential:
-                return _single(check_rules, Outcome.UNKNOWN, f"must be known here and cannot be: {why}", record)
+                return _single(
+                    check_rules, Outcome.UNKNOWN, f"must be known here and cannot be: {why}", record
+                )
             return _single(check_rules, Outcome.UNSUPPORTED, why, record)
         case Status.TIMEOUT:
             message = record.detail or f"did not end within its limit ({record.seconds:.1f} s)"
@@ -165,8 +167,15 @@ def judge(rules: Rules, check: str, record: CheckRecord | None) -> Judged:
 _NO_RECORD = "gave no answer: the agent or the connection ended before it"
 
 
+_ADVICE = {
+    Outcome.TIMEOUT: "Run its tool by hand on the node: one that hangs waits for a driver, a device or a file system.",
+    Outcome.UNKNOWN: "See the message and --verbose; 'ltpctl validate explain' tells how the check looks.",
+}
+"""What to do where nothing was measured: the check's own advice is for a limit that was missed."""
+
+
 def _single(rules: CheckRules, outcome: Outcome, message: str, record: CheckRecord | None = None) -> Judged:
-    action = "" if outcome is Outcome.NOT_APPLICABLE else rules.fix
+    action = _ADVICE.get(outcome, "")
     evidence = record.evidence[:EVIDENCE_LINES] if record else ()
     return Judged(outcome, (Finding(rules.check, outcome, message, action=action, evidence=evidence),))
 
@@ -311,7 +320,9 @@ def show(value: Value, unit: str = "") -> str:
         case float():
             text = f"{value:.6g}"
         case str():
-            return repr(value) if value == "" or value != value.strip() else value
+            plain = value != "" and value == value.strip() and value.isprintable()
+            return value if plain else repr(value)
         case _:
             text = str(value)
-    return f"{text} {unit}".strip()
+    # "is 1 count" says no more than "is 1".
+    return text if unit in ("", "count") else f"{text} {unit}"

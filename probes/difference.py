@@ -24,7 +24,8 @@ class NodeChange:
     appeared: tuple[Finding, ...] = ()
     """Findings that were not there, or were milder."""
     gone: tuple[Finding, ...] = ()
-    """Findings that are no more, or have become milder; as they were."""
+    """Findings that are no more, or have become milder; as they were. Those of a check that could not be
+    carried out this time are not gone."""
 
     @property
     def worse(self) -> bool:
@@ -32,7 +33,8 @@ class NodeChange:
 
     @property
     def better(self) -> bool:
-        return BADNESS[self.after] < BADNESS[self.before]
+        """A node about which nothing is known any more has not improved."""
+        return BADNESS[self.after] < BADNESS[self.before] and self.after is not Verdict.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Difference:
     better: tuple[NodeChange, ...]
     """Improved, not healthy yet."""
     changed: tuple[NodeChange, ...]
-    """The same verdict for other reasons."""
+    """The same verdict for other reasons, or nothing certain any more: unhealthy, now unknown."""
     only_before: tuple[str, ...]
     only_after: tuple[str, ...]
 
@@ -69,7 +71,11 @@ def diff(previous: Iterable[VerdictRow], current: Iterable[VerdictRow]) -> Diffe
         worse=tuple(c for c in changes if c.worse),
         recovered=tuple(c for c in changes if c.better and c.after is Verdict.HEALTHY),
         better=tuple(c for c in changes if c.better and c.after is not Verdict.HEALTHY),
-        changed=tuple(c for c in changes if not c.worse and not c.better and (c.appeared or c.gone)),
+        changed=tuple(
+            c
+            for c in changes
+            if not c.worse and not c.better and (c.appeared or c.gone or c.before is not c.after)
+        ),
         only_before=tuple(node for node in before if node not in after),
         only_after=tuple(node for node in after if node not in before),
     )
@@ -84,7 +90,7 @@ def _change(before: VerdictRow, after: VerdictRow) -> NodeChange:
         appeared=tuple(
             f for key, f in new.items() if _looked_for(f, before) and _rank(f) > _rank(old.get(key))
         ),
-        gone=tuple(f for key, f in old.items() if _looked_for(f, after) and _rank(f) > _rank(new.get(key))),
+        gone=tuple(f for key, f in old.items() if _seen_again(f, after) and _rank(f) > _rank(new.get(key))),
     )
 
 
@@ -117,3 +123,15 @@ def _looked_for(finding: Finding, row: VerdictRow) -> bool:
     if finding.check.startswith(("transport.", "agent.", "fleet.")):
         return True
     return row.checks.get(finding.check, "not_applicable") != "not_applicable"
+
+
+_ANSWERS = (Outcome.PASS, Outcome.WARN, Outcome.FAIL)
+
+
+def _seen_again(finding: Finding, row: VerdictRow) -> bool:
+    """Whether the absence of `finding` from `row` means that it is over: its check measured something."""
+    if finding.check.startswith(("transport.", "agent.")):
+        return True
+    if finding.check.startswith("fleet."):
+        return any(outcome in _ANSWERS for outcome in row.checks.values())
+    return row.checks.get(finding.check) in _ANSWERS

@@ -69,7 +69,8 @@ _ACTIONS = {
     Phase.CONNECT: "See whether the machine is up and the port right and open; its BMC answers if it is off.",
     Phase.BANNER: "Something accepts connections but is no SSH server that answers: the machine may hang.",
     Phase.KEY_EXCHANGE: "Compare the algorithms of both sides; the machine may hang.",
-    Phase.HOST_KEY: "If the machine was reinstalled, correct known_hosts; if not, somebody else answers.",
+    Phase.HOST_KEY: "A new machine: compare the fingerprint, then --accept-new. A reinstalled one: correct "
+    "known_hosts. Neither: somebody else answers.",
     Phase.AUTH: "Check user, key and agent: ssh to the node with the same settings.",
     Phase.EXEC: "The node lets in but starts no command: see its process limit, disk and login shell.",
     Phase.COMMAND: "The node may hang: see its console.",

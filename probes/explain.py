@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from inventory.errors import UsageError
 from probes.catalogue import BaselineSpec, Catalogue, Check, PeerSpec
 from probes.limits import Demand
 from probes.profiles import Profiles
@@ -52,11 +53,24 @@ class Explanation:
     metrics: tuple[MetricExplanation, ...]
 
 
+BESIDE = {
+    "transport": "how reaching the node or its command ended; the finding says what to do, "
+    "docs/transport.md has the phases and their limits",
+    "agent": "how the probe program fared on the node; the finding says what to do, see docs/criteria.md",
+    "fleet": "a comparison of the node with the inventory and the other nodes; see docs/criteria.md",
+    "host.clock": "the node's clock against the controller's: more than 1 s off is a warning, "
+    "more than 5 s a failure; look at its chronyd or ntpd",
+}
+"""What findings name that no check makes, by family or name."""
+
+
 def explain(name: str, catalogue: Catalogue, profiles: Profiles) -> Explanation:
     """What the check `name` looks at, why, its limits on every SKU with their sources, and what to do.
 
     Raises UsageError, with the nearest names, if there is no such check.
     """
+    if name not in catalogue.checks and (beside := BESIDE.get(name) or BESIDE.get(name.partition(".")[0])):
+        raise UsageError(f"'{name}' is no check of a plan but {beside}")
     check = catalogue.check(name)
     spec = check.spec
     essential = tuple(p.name for p in profiles.by_name.values() if name in p.essential)

@@ -123,5 +123,7 @@ def judge_kind(kind: Kind) -> list[Finding]:
     if kind.recognised:
         return []
     message = f"accelerators of no known SKU ({kind.sku}): only the catalogue's own limits were applied"
-    action = "Write a SKU profile for it, or name one as 'sku' in the inventory."
-    return [Finding(KIND_CHECK, Outcome.UNSUPPORTED, message, value=kind.sku, action=action)]
+    action = (
+        "Name its SKU in the inventory, or write a profile; 'sku: generic-accelerator' accepts the defaults."
+    )
+    return [Finding(KIND_CHECK, Outcome.WARN, message, value=kind.sku, action=action)]

@@ -178,7 +178,7 @@ def _robust_z(group: Sequence[Sample], of: str, spec: PeerSpec) -> _Vote:
         centre = median(numbers)
         deviation = median(abs(x - centre) for x in numbers)
     spread = MAD_TO_SIGMA * deviation
-    margin = max(spec.floor * abs(centre), spec.z * spread)
+    margin = max(spec.floor * abs(centre), spec.z * spread, spec.least)
     low = centre - margin if spec.worse in ("lower", "both") else -math.inf
     high = centre + margin if spec.worse in ("higher", "both") else math.inf
     accused = tuple(i for i, x in enumerate(numbers) if not low <= x <= high)

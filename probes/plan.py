@@ -13,7 +13,7 @@ from typing import get_args
 
 from inventory.errors import UsageError
 from probes.catalogue import Catalogue, Check, Level
-from probes.model import CheckRecord
+from probes.model import CheckRecord, Status
 from probes.profiles import Kind
 
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -129,12 +129,26 @@ def occupancy_checks(catalogue: Catalogue) -> tuple[Check, ...]:
 
 
 def in_use(catalogue: Catalogue, records: Mapping[str, CheckRecord]) -> str:
-    """Why a node must not be loaded, from what its quiet checks saw; empty if nothing speaks against it."""
-    devices = []
+    """Why a node must not be loaded, from what its quiet checks saw; empty if nothing speaks against it.
+
+    A check that was carried out and failed speaks against it: somebody may be there.
+    """
+    devices: list[str] = []
+    unseen: list[str] = []
     for check in occupancy_checks(catalogue):
         record = records.get(check.name)
-        for measure in record.measures if record else ():
+        if record is None:
+            continue
+        if record.status in (Status.TIMEOUT, Status.ERROR):
+            unseen.append(f"{check.name}: {record.detail or record.status}")
+        for measure in record.measures:
             value = measure.value
-            if measure.metric == OCCUPANCY_METRIC and isinstance(value, int | float) and value > 0:
+            if measure.metric != OCCUPANCY_METRIC:
+                continue
+            if value is None:
+                unseen.append(f"{check.name}: no answer for device {measure.device or '?'}")
+            elif isinstance(value, int | float) and value > 0:
                 devices.append(measure.device or "?")
-    return f"processes are on its accelerators ({', '.join(devices)})" if devices else ""
+    if devices:
+        return f"the node is in use: processes are on its accelerators ({', '.join(devices)})"
+    return f"the node may be in use, nobody could see ({unseen[0]})" if unseen else ""

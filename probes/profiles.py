@@ -166,7 +166,12 @@ class RuleBook:
 
     catalogue: Catalogue
     profiles: Profiles
-    _compiled: dict[tuple[str | None, tuple[tuple[str, Demand], ...]], Rules] = field(default_factory=dict)
+    _common: dict[tuple[str | None, int | None], Rules] = field(default_factory=dict)
+    """By SKU and declared number of accelerators."""
+    _compiled: dict[tuple[str | None, int | None, tuple[tuple[str, Demand], ...]], Rules] = field(
+        default_factory=dict
+    )
+    """With the inventory's own limits over them, each of which names its line."""
 
     def declared(self, node: Node) -> Profile | None:
         """The profile that the inventory names; None if it names none. UsageError if it is unknown."""
@@ -183,7 +188,7 @@ class RuleBook:
         profile = self.declared(node) or self.profiles.recognise(ids)
         sku = profile.name if profile else (f"pci:{'+'.join(ids)}" if ids else None)
         own = self._inventory_demands(node)
-        key = (profile.name if profile else None, tuple(own.items()))
+        key = (profile.name if profile else None, node.accelerators, tuple(own.items()))
         rules = self._compiled.get(key)
         if rules is None:
             rules = self._compiled[key] = self._compile(profile, own, node.accelerators)
@@ -210,13 +215,31 @@ class RuleBook:
         return {rule.name: rule for check in checks for rule in check.rules.values()}
 
     def _compile(self, profile: Profile | None, own: Mapping[str, Demand], declared: int | None) -> Rules:
+        """Thousands of nodes, each with a line of its own, share all that is not of that line."""
+        key = (profile.name if profile else None, declared)
+        if key not in self._common:
+            self._common[key] = self._compile_all(profile, declared)
+        common = self._common[key]
+        if not own:
+            return common
+        touched = {name.rpartition(".")[0] for name in own}
+        part = compile_rules(
+            Catalogue({name: check for name, check in self.catalogue.checks.items() if name in touched}),
+            [profile.demands, own] if profile else [own],
+            essential=common.essential,
+        )
+        return replace(
+            common, checks={**common.checks, **part.checks}, essential=common.essential | part.essential
+        )
+
+    def _compile_all(self, profile: Profile | None, declared: int | None) -> Rules:
         count, expected_by = declared, "the inventory"
         if count is None and profile is not None:
             count, expected_by = profile.accelerators, f"sku:{profile.name}"
         vendor = profile.vendor if profile else ""
         return compile_rules(
             self.catalogue,
-            [profile.demands, own] if profile else [own],
+            [profile.demands] if profile else [],
             essential=profile.essential if profile else (),
             expects={"accelerator", vendor} - {""} if count else (),
             expected_by=expected_by,

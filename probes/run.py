@@ -248,10 +248,12 @@ class ValidationRun:
 
     def _withhold(self, one: _Probed, by_ledger: str) -> None:
         """Take away what must not be done to a node in use, and what says nothing about one."""
-        reason = by_ledger or in_use(self.rules.catalogue, one.records)
+        reason = (
+            f"the node is in use: {by_ledger}" if by_ledger else in_use(self.rules.catalogue, one.records)
+        )
         if reason and not self.plan.load_in_use:
             for check in self.plan.loading:
-                one.left_out.setdefault(check.name, f"the node is in use: {reason}")
+                one.left_out.setdefault(check.name, reason)
         if by_ledger:
             for check in self.plan.quiet:
                 if IDLE_TAG in check.spec.tags:
@@ -294,7 +296,6 @@ class ValidationRun:
             one.node.name,
             one.outcomes,
             one.findings,
-            one.kind.essential,
             sku=one.kind.sku,
             seconds=one.seconds,
         )

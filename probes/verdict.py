@@ -1,13 +1,13 @@
 """From what every check found to one verdict for the node. Pure, and fail closed.
 
-Any failure: unhealthy. Else anything that is not known (a check that timed out, broke, gave no answer, or is
-essential and unsupported): unknown. Else any warning: degraded. Else healthy, if any check answered at all.
+Any failure: unhealthy. Else anything that is not known (a check that timed out, broke or gave no answer, or one
+whose answer is demanded and that is unsupported, see probes.criteria): unknown. Else any warning: degraded. Else healthy, if any check answered at all.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from probes.criteria import SEVERITY
 from probes.model import Finding, NodeVerdict, Outcome, Verdict
@@ -20,7 +20,6 @@ def fold(
     node: str,
     outcomes: Mapping[str, Outcome],
     findings: Iterable[Finding],
-    essential: Collection[str] = (),
     *,
     sku: str | None = None,
     seconds: float = 0.0,
@@ -28,21 +27,21 @@ def fold(
     """The verdict of one node.
 
     `outcomes` has every check of the plan. A finding of a check that is not among them (the transport's, say)
-    counts as well. `essential` checks leave the verdict unknown when they are unsupported.
+    counts as well.
     """
-    ordered = tuple(sorted(findings, key=lambda finding: _order(finding, essential)))
+    ordered = tuple(sorted(findings, key=_order))
     checks = dict(outcomes)
     for finding in ordered:
         known = checks.get(finding.check)
         if known is None or SEVERITY[finding.outcome] < SEVERITY[known]:
             checks[finding.check] = finding.outcome
-    return NodeVerdict(node, _verdict(checks, essential), ordered, checks, sku, seconds)
+    return NodeVerdict(node, _verdict(checks), ordered, checks, sku, seconds)
 
 
-def _verdict(checks: Mapping[str, Outcome], essential: Collection[str]) -> Verdict:
+def _verdict(checks: Mapping[str, Outcome]) -> Verdict:
     worst = Verdict.HEALTHY
-    for check, outcome in checks.items():
-        says = effect(outcome, check in essential)
+    for outcome in checks.values():
+        says = effect(outcome)
         if BADNESS[says] > BADNESS[worst]:
             worst = says
     if worst is Verdict.HEALTHY and Outcome.PASS not in checks.values():
@@ -51,7 +50,7 @@ def _verdict(checks: Mapping[str, Outcome], essential: Collection[str]) -> Verdi
     return worst
 
 
-def effect(outcome: Outcome, essential: bool) -> Verdict:
+def effect(outcome: Outcome) -> Verdict:
     """The best verdict that a node can still have with this outcome."""
     match outcome:
         case Outcome.FAIL:
@@ -59,17 +58,17 @@ def effect(outcome: Outcome, essential: bool) -> Verdict:
         case Outcome.TIMEOUT | Outcome.UNKNOWN:
             return Verdict.UNKNOWN
         case Outcome.UNSUPPORTED:
-            return Verdict.UNKNOWN if essential else Verdict.HEALTHY
+            return Verdict.HEALTHY
         case Outcome.WARN:
             return Verdict.DEGRADED
         case Outcome.PASS | Outcome.NOT_APPLICABLE:
             return Verdict.HEALTHY
 
 
-def _order(finding: Finding, essential: Collection[str]) -> tuple[object, ...]:
+def _order(finding: Finding) -> tuple[object, ...]:
     """Worst first; then by check, metric and device in the order of a person's counting."""
     return (
-        -BADNESS[effect(finding.outcome, finding.check in essential)],
+        -BADNESS[effect(finding.outcome)],
         SEVERITY[finding.outcome],
         finding.check,
         finding.metric or "",

@@ -26,7 +26,9 @@ def _nobody_elses_configuration(
 ) -> Iterator[None]:
     """No test reads or writes the state, configuration or keys of the person who runs it."""
     home = tmp_path_factory.mktemp("home")
-    for name in [n for n in os.environ if n.startswith(("LTP_", "XDG_", "SSH_"))]:
+    # The width too: a worker of pytest-xdist has COLUMNS=80, a person's shell any other.
+    terminal = ("COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE")
+    for name in [n for n in os.environ if n.startswith(("LTP_", "XDG_", "SSH_")) or n in terminal]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("NO_COLOR", "1")

@@ -89,6 +89,11 @@ def last_verdict_of(connection: Connection, node: str) -> VerdictRow | None:
     return None if row is None else _verdict(row)
 
 
+def skus_of(connection: Connection, since: float) -> set[str | None]:
+    query = select(verdicts.c.sku).where(verdicts.c.time >= since).distinct()
+    return set(connection.execute(query).scalars())
+
+
 def measurements_of(
     connection: Connection,
     names: Sequence[str],

@@ -123,6 +123,11 @@ class Ledger:
         with self._reading() as connection:
             return queries.last_verdict_of(connection, node)
 
+    def skus(self, since: float) -> set[str | None]:
+        """SKUs of the nodes that were judged since then; None among them for nodes of which none is known."""
+        with self._reading() as connection:
+            return queries.skus_of(connection, since)
+
     def measurements(
         self,
         metric_names: Iterable[str],

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Iterable, Iterator
 
 from inventory.fleet import Node
 from inventory.transport import Command, Ending, OnOutput, Outcome, Phase, Transport
+from inventory.transport.descriptors import allowed_at_once
 from inventory.transport.ending import outcome_of
 
 _Outcomes = asyncio.Queue[Outcome | BaseException | None]
@@ -23,17 +24,18 @@ async def fan_out(
 ) -> AsyncGenerator[Outcome, None]:
     """Outcomes in the order in which they come, one for every piece of work.
 
+    Fewer than `concurrency` are in flight where this process may not open files enough.
     `work` is read as slots become free. Memory is bounded by `concurrency`, however slow the reader of the
     outcomes is. Setting `stop` interrupts: what runs is stopped and yields CANCELLED with its partial output,
     what has not begun yields CANCELLED too, so that no node is ever missing. Leaving the loop early, or an
     exception of the transport (a person's mistake or a bug), stops everything that runs.
     """
     pending = iter(work)
+    at_once = allowed_at_once(max(concurrency, 1))
     # A full queue makes the workers wait, so outcomes with megabytes of output do not pile up.
-    outcomes: _Outcomes = asyncio.Queue(maxsize=max(concurrency, 1))
+    outcomes: _Outcomes = asyncio.Queue(maxsize=at_once)
     workers = [
-        asyncio.create_task(_worker(transport, pending, on_output, stop, outcomes))
-        for _ in range(max(concurrency, 1))
+        asyncio.create_task(_worker(transport, pending, on_output, stop, outcomes)) for _ in range(at_once)
     ]
     stopper = asyncio.create_task(_stop_all(stop, workers)) if stop is not None else None
     running = len(workers)

@@ -28,7 +28,7 @@ import shlex
 from inventory.errors import UsageError
 from inventory.transport import Command
 
-LOGIN_LINE = "exec /bin/sh -c 'IFS= read -r s && test \"$s\" || exit 125; eval \"$s\"'"
+LOGIN_LINE = 'exec /bin/sh -c \'IFS= read -r s && test "$s" || exit 125; eval "$s"\''
 """What the SSH server is asked to run. Where the start-up files of a login read the script away, what comes
 next is an empty line, a renewal of the lease: that must not end as a success."""
 

@@ -38,9 +38,9 @@ def show(session: Session) -> Exit:
 @frame.command(app, "path", example="$EDITOR $(ltpctl config path)")
 def path(session: Session) -> Exit:
     """Where the configuration file is looked for."""
-    from ltpctl.settings import default_file
+    from ltpctl.settings import chosen_file
 
-    session.out.line(str(session.options.get("config") or default_file()))
+    session.out.line(str(chosen_file(session.options.get("config"))[0]))
     return Exit.OK
 
 

@@ -40,6 +40,7 @@ def register(app: typer.Typer) -> None:
         """What is missing on this machine, for which command, and how to get it."""
         items = list(_examine(session))
         missing = any(item.state == "missing" for item in items)
+        session.found = Exit.FINDINGS if missing else Exit.OK
         if session.out.json:
             session.out.document({"schema": "ltpctl/doctor/1", "items": [vars(item) for item in items]})
         else:
@@ -48,7 +49,7 @@ def register(app: typer.Typer) -> None:
                 ((_MARKS[i.state], i.name, i.needed_for, i.detail, i.remedy) for i in items),
                 wrap=frozenset({"found", "what to do"}),
             )
-        return Exit.FINDINGS if missing else Exit.OK
+        return session.found
 
 
 _MARKS = {"ok": "ok", "missing": "MISSING", "optional": "-"}
@@ -73,7 +74,9 @@ def _examine(session: Session) -> Iterator[Item]:
     yield _python()
     yield _guarded("configuration", "every command", lambda: _configuration(session))
     yield _guarded(
-        "inventory", "every command", lambda: f"{len(session.fleet)} nodes from {session.fleet.source}"
+        "inventory",
+        "every command",
+        lambda: f"{_count(len(session.fleet), 'node')} from {session.fleet.source}",
     )
     yield _guarded("state folder", "ledger, locks, reports", lambda: _state_folder(session))
     yield _guarded("ledger", "history, states, baselines", lambda: _ledger(session))
@@ -117,7 +120,9 @@ def _python() -> Item:
 
 def _configuration(session: Session) -> str:
     changed = [s for s in session.configuration.origins if s.source != "default"]
-    return f"{len(changed)} values differ from the defaults" if changed else "defaults"
+    if not changed:
+        return "defaults"
+    return f"{_count(len(changed), 'value')} {'differ' if len(changed) > 1 else 'differs'} from the defaults"
 
 
 def _state_folder(session: Session) -> str:
@@ -133,7 +138,11 @@ def _state_folder(session: Session) -> str:
 
 def _ledger(session: Session) -> str:
     with session.ledger(read_only=True) as ledger:
-        return f"{ledger} ({len(ledger.states(None))} nodes known)"
+        return f"{ledger} ({_count(len(ledger.states(None)), 'node')} known)"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _ssh_keys(session: Session) -> Item:
@@ -172,8 +181,10 @@ def _known_hosts(session: Session) -> Item:
 
 
 def _descriptors(session: Session) -> Item:
+    from inventory.transport.descriptors import needed
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = session.configuration.settings.ssh.concurrency * 2 + 128
+    wanted = needed(session.configuration.settings.ssh.concurrency)
     good = hard == resource.RLIM_INFINITY or hard >= wanted
     return Item(
         "open files",

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ltpctl import frame
+from ltpctl.connecting import connected, connection, show_connections
 from ltpctl.exits import Exit
 from ltpctl.frame import Session
+from ltpctl.roster import described, moment, rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from inventory.fleet import Node
     from inventory.ledger import Event, NodeState
-    from inventory.transport import Outcome
 
 app = frame.app("Who the nodes are, how to reach them, what state they are in.")
 
@@ -41,7 +42,7 @@ def list_(
                 "schema": "ltpctl/inventory/1",
                 "cluster": session.fleet.name,
                 "source": session.fleet.source,
-                "nodes": [_described(node, states[node.name]) for node in nodes],
+                "nodes": [described(node, states[node.name]) for node in nodes],
                 "groups": dict(session.fleet.groups),
             }
         )
@@ -49,7 +50,7 @@ def list_(
     columns = ("nodes", "count", "address", "user", "sku", "accelerators", "groups", "state")
     session.out.table(
         columns,
-        _rows(nodes, states, expand),
+        rows(nodes, states, expand),
         right=frozenset({"count", "accelerators"}),
         wrap=frozenset({"nodes", "address", "groups"}),
         style_by=("state",),
@@ -67,11 +68,11 @@ def show(
     with session.ledger(read_only=True) as ledger:
         state = ledger.states([node])[node]
         verdict = ledger.last_verdict(node)
-    facts = _described(found, state)
+    facts = described(found, state)
     facts["last_verdict"] = (
         None
         if verdict is None
-        else {"verdict": verdict.verdict, "time": _moment(verdict.time), "run": verdict.run}
+        else {"verdict": verdict.verdict, "time": moment(verdict.time), "run": verdict.run}
     )
     if session.out.json:
         session.out.document({"schema": "ltpctl/node/1", **facts})
@@ -102,11 +103,15 @@ def check(
 
     from inventory.fleet import fold
     from inventory.review import review
+    from ltpctl.validation import catalogue, rule_book
 
     fleet = session.fleet
+    # What a validation would refuse is told here.
+    rule_book(session, catalogue(session)).check(fleet.nodes.values())
     notes = review(fleet, os.path.exists)
-    outcomes = _connected(session, session.nodes(), accept_new) if connect else None
+    outcomes = connected(session, session.nodes(), accept_new) if connect else None
     failed = [outcome for outcome in outcomes or () if not outcome.ok]
+    session.found = Exit.FINDINGS if failed else Exit.OK
     if session.out.json:
         report: dict[str, Any] = {
             "schema": "ltpctl/inventory-check/1",
@@ -116,7 +121,7 @@ def check(
             "warnings": notes,
         }
         if outcomes is not None:
-            report["connections"] = [_connection(outcome) for outcome in outcomes]
+            report["connections"] = [connection(outcome) for outcome in outcomes]
         session.out.document(report)
     else:
         groups = f", {_count(len(fleet.groups), 'group')}" if fleet.groups else ""
@@ -124,8 +129,8 @@ def check(
         for note in notes:
             session.out.line(f"warning: {note}", "yellow")
         if outcomes is not None:
-            _show_connections(session, outcomes)
-    return Exit.FINDINGS if failed else Exit.OK
+            show_connections(session, outcomes)
+    return session.found
 
 
 @frame.command(app, "history", example="ltpctl inventory history node017 --limit 20")
@@ -149,8 +154,57 @@ def history(
         session.out.line(f"nothing is recorded about {node}")
         return Exit.OK
     columns = ("time", "what", "by", "reason", "run")
-    rows = [[_moment(e.time), _happening(e), e.actor, e.reason, e.run] for e in events]
-    session.out.table(columns, rows, wrap=frozenset({"reason"}))
+    lines = [[moment(e.time), _happening(e), e.actor, e.reason, e.run] for e in events]
+    session.out.table(columns, lines, wrap=frozenset({"reason"}))
+    return Exit.OK
+
+
+@frame.command(
+    app,
+    "prune",
+    example="ltpctl inventory prune --keep-days 90\nltpctl inventory prune --keep-days 365 --json",
+)
+def prune(
+    session: Session,
+    keep_days: Annotated[
+        int, typer.Option("--keep-days", min=1, metavar="DAYS", help="what is older than this is removed")
+    ],
+) -> Exit:
+    """Remove old validation runs from the ledger: their verdicts and the numbers that they measured.
+
+    Every event and state is kept, and each node's newest verdict. What was removed is itself an event.
+    """
+    from time import time
+
+    from ltpctl.actor import actor
+
+    learned_from = session.configuration.settings.validate_.baseline_days
+    before = time() - 86400 * keep_days
+    with session.ledger() as ledger:
+        pruned = ledger.prune(before, actor())
+    if keep_days < learned_from:
+        session.out.note(
+            f"baselines, learned from {learned_from:g} days, now have {keep_days} days to learn from"
+        )
+    if session.out.json:
+        session.out.document(
+            {
+                "schema": "ltpctl/prune/1",
+                "before": moment(before),
+                "runs": pruned.runs,
+                "verdicts": pruned.verdicts,
+                "measurements": pruned.measurements,
+            }
+        )
+        return Exit.OK
+    removed = ", ".join(
+        (
+            _count(pruned.runs, "run"),
+            _count(pruned.verdicts, "verdict"),
+            _count(pruned.measurements, "measurement"),
+        )
+    )
+    session.out.line(f"removed from before {moment(before)}: {removed}")
     return Exit.OK
 
 
@@ -167,10 +221,9 @@ def set_state(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would change")] = False,
 ) -> Exit:
     """Put nodes in another state by hand; all of them or, if the lifecycle forbids it for one, none."""
-    import getpass
-
     from inventory import lifecycle
     from inventory.errors import UsageError
+    from ltpctl.actor import actor
 
     target = lifecycle.parse(state)
     if not reason.strip():
@@ -190,7 +243,7 @@ def set_state(
             before = tx.states(names)
             for name in names:
                 _check_way(name, before[name].state, target)
-                tx.transition(name, target, getpass.getuser(), reason.strip(), {"by": "set-state"})
+                tx.transition(name, target, actor(), reason.strip(), {"by": "set-state"})
     if session.out.json:
         session.out.document(
             {
@@ -230,6 +283,7 @@ def import_(
     from inventory.errors import UsageError
     from inventory.sources import load
     from inventory.sources.cluster_text import to_yaml
+    from ltpctl.reports.files import write_whole
 
     fleet = load(source)
     text = to_yaml(fleet)
@@ -238,8 +292,13 @@ def import_(
         return Exit.OK
     path = Path(output)
     try:
-        with path.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(text)
+        if force and path.is_file():
+            # A link goes on pointing to what is replaced.
+            write_whole(path.resolve(), text)
+        else:
+            # What exists and is no file is a device or a pipe: there is nothing to keep.
+            with path.open("w" if force else "x", encoding="utf-8") as file:
+                file.write(text)
     except FileExistsError:
         raise UsageError(f"{output} exists; give another name, or --force to replace it") from None
     except OSError as error:
@@ -251,123 +310,6 @@ def import_(
 def _states(session: Session, nodes: Sequence[Node]) -> dict[str, NodeState]:
     with session.ledger(read_only=True) as ledger:
         return ledger.states([node.name for node in nodes])
-
-
-def _described(node: Node, state: NodeState) -> dict[str, Any]:
-    bmc = None
-    if node.bmc is not None:
-        bmc = {
-            "kind": node.bmc.kind,
-            "address": node.bmc.address,
-            "user": node.bmc.user,
-            "password_env": node.bmc.password_env,
-            "password_file": node.bmc.password_file,
-            "verify_tls": node.bmc.verify_tls,
-        }
-    return {
-        "node": node.name,
-        "state": state.state,
-        "since": _moment(state.since),
-        "reason": state.reason,
-        "address": node.address,
-        "user": node.user,
-        "port": node.port,
-        "jump": node.jump,
-        "identity": node.identity,
-        "local": node.local,
-        "sku": node.sku,
-        "accelerators": node.accelerators,
-        "groups": sorted(node.groups),
-        "labels": dict(node.labels),
-        "bmc": bmc,
-        "python": node.python,
-        "vars": dict(node.vars),
-        "origin": node.origin,
-    }
-
-
-def _rows(nodes: Iterable[Node], states: Mapping[str, NodeState], expand: bool) -> list[list[object]]:
-    from inventory.fleet import fold
-
-    alike: dict[tuple[object, ...], list[Node]] = {}
-    for node in nodes:
-        said = (node.user, node.sku, node.accelerators, node.groups, states[node.name].state, node.local)
-        alike.setdefault((node.name, *said) if expand else said, []).append(node)
-    rows: list[list[object]] = []
-    for same in alike.values():
-        first = same[0]
-        rows.append(
-            [
-                fold([node.name for node in same]),
-                len(same),
-                _addresses(same),
-                first.user,
-                first.sku,
-                first.accelerators,
-                ",".join(sorted(first.groups)),
-                states[first.name].state,
-            ]
-        )
-    return rows
-
-
-def _addresses(nodes: Sequence[Node]) -> str:
-    """Where nodes are reached, folded: ``10.0.0.[1-64]:2222``."""
-    from inventory.fleet import fold
-
-    if nodes[0].local:
-        return "this machine"
-    hosts = fold(list(dict.fromkeys(node.host for node in nodes)))
-    if len(hosts) > 60:
-        hosts = f"{len(nodes)} addresses"
-    ports = {node.port or 22 for node in nodes}
-    return hosts if ports == {22} else f"{hosts}:{fold([str(port) for port in sorted(ports)])}"
-
-
-def _connected(session: Session, nodes: Sequence[Node], accept_new: bool) -> list[Outcome]:
-    import asyncio
-
-    from inventory.transport import Command, transport_for
-    from inventory.transport.fanout import fan_out
-    from ltpctl.wiring import limits
-
-    section = session.configuration.settings.ssh
-    command = Command(("true",), limits=limits(section, command=30.0))
-
-    async def all_of_them() -> list[Outcome]:
-        settings = session.ssh_settings(accept_new)
-        async with transport_for(nodes, settings, session.fleet.nodes) as transport:
-            work = ((node, command) for node in nodes)
-            return [outcome async for outcome in fan_out(transport, work, section.concurrency)]
-
-    position = {node.name: at for at, node in enumerate(nodes)}
-    return sorted(asyncio.run(all_of_them()), key=lambda outcome: position[outcome.node])
-
-
-def _connection(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "node": outcome.node,
-        "ok": outcome.ok,
-        "phase": outcome.phase,
-        "ending": outcome.ending,
-        "message": outcome.message,
-        "seconds": round(outcome.seconds, 3),
-    }
-
-
-def _show_connections(session: Session, outcomes: Sequence[Outcome]) -> None:
-    from inventory.fleet import fold
-
-    reached = [outcome.node for outcome in outcomes if outcome.ok]
-    session.out.line(f"connected to {len(reached)} of {_count(len(outcomes), 'node')}")
-    failed = [outcome for outcome in outcomes if not outcome.ok]
-    if failed:
-        alike: dict[tuple[str, str, str], list[str]] = {}
-        for outcome in failed:
-            message = outcome.message.replace(outcome.node, "NODE")
-            alike.setdefault((outcome.phase, outcome.ending, message), []).append(outcome.node)
-        rows = [[fold(names), *key] for key, names in alike.items()]
-        session.out.table(("nodes", "phase", "ending", "message"), rows, wrap=frozenset({"nodes", "message"}))
 
 
 def _check_way(name: str, source: str, target: str) -> None:
@@ -388,14 +330,14 @@ def _show_changes(
     for name in names:
         alike.setdefault(before[name].state, []).append(name)
     for source, same in alike.items():
-        verb = "would go" if dry_run else "went" if len(same) > 1 else "goes"
+        verb = "would go" if dry_run else "went"
         session.out.line(f"{fold(same)}: {verb} from {source} to {target}")
 
 
 def _event(event: Event) -> dict[str, Any]:
     return {
         "id": event.id,
-        "time": _moment(event.time),
+        "time": moment(event.time),
         "kind": event.kind,
         "from": event.source,
         "to": event.target,
@@ -408,12 +350,6 @@ def _event(event: Event) -> dict[str, Any]:
 
 def _happening(event: Event) -> str:
     return f"{event.source} -> {event.target}" if event.target is not None else event.kind
-
-
-def _moment(seconds: float | None) -> str | None:
-    from datetime import UTC, datetime
-
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _count(number: int, what: str) -> str:

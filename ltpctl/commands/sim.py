@@ -127,6 +127,8 @@ async def _serve(
     session: Session, scenario: Scenario, nodes: Mapping[str, SimulatedNode], place: Workplace, port: int
 ) -> None:
     import asyncio
+    import os
+    import shlex
     import signal
 
     from probes.simulate.server import serve
@@ -148,7 +150,10 @@ async def _serve(
             )
         else:
             session.out.line(f"{len(nodes)} nodes, {len(scenario.faults)} with faults, port {served.port}")
-            session.out.line(f"try: ltpctl validate nodes --quick --config {config}")
+            # Variables go before a configuration file: they would point the command at somebody's real nodes.
+            unset = "".join(f"-u {name} " for name in sorted(os.environ) if name.startswith("LTP_"))
+            command = f"ltpctl validate nodes --quick --config {shlex.quote(str(config))}"
+            session.out.line(f"try: {'env ' + unset if unset else ''}{command}")
             session.out.note("Ctrl-C ends the fleet")
         session.out.stdout.flush()
         await stop.wait()

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from inventory.fleet import fold
 from inventory.ledger.records import Run
 from ltpctl.console import Output
-from ltpctl.exits import Exit
 from ltpctl.times import shown
 from probes.difference import Difference, NodeChange
 from probes.model import Finding
@@ -16,9 +15,8 @@ from probes.report import finding_json
 SCHEMA = "ltpctl/diff/1"
 
 
-def show_changes(out: Output, before: Run, after: Run, difference: Difference) -> Exit:
-    """Print the difference; FINDINGS if a node became worse."""
-    status = Exit.FINDINGS if difference.worse else Exit.OK
+def show_changes(out: Output, before: Run, after: Run, difference: Difference) -> None:
+    """Print the difference."""
     sections = (
         ("worse", difference.worse),
         ("changed", difference.changed),
@@ -30,14 +28,14 @@ def show_changes(out: Output, before: Run, after: Run, difference: Difference) -
         document |= {name: [_json(change) for change in changes] for name, changes in sections}
         document |= {"only_before": list(difference.only_before), "only_after": list(difference.only_after)}
         out.document(document)
-        return status
+        return
     out.note(
         f"from {before.id} ({shown(before.started)}, {before.plan}) "
         f"to {after.id} ({shown(after.started)}, {after.plan})"
     )
     if difference.nothing:
         out.line("nothing changed")
-        return status
+        return
     rows = [row for name, changes in sections for row in _rows(name, changes)]
     if rows:
         out.table(
@@ -47,12 +45,11 @@ def show_changes(out: Output, before: Run, after: Run, difference: Difference) -
             style_by=("verdict",),
         )
     for text, names in (
-        ("not asked any more", difference.only_before),
-        ("asked for the first time", difference.only_after),
+        ("only in the earlier run", difference.only_before),
+        ("only in the later run", difference.only_after),
     ):
         if names:
             out.line(f"{fold(list(names))}: {text}")
-    return status
 
 
 def _rows(name: str, changes: Sequence[NodeChange]) -> list[tuple[object, ...]]:

@@ -71,11 +71,10 @@ def _lines(members: list[tuple[NodeVerdict, list[Finding]]]) -> Iterable[Line]:
             stories.setdefault(_about(finding), []).append((verdict.node, finding))
     for story in stories.values():
         node, first = story[0]
-        text = (
-            f"{first.message} ({first.source})"
-            if first.limit and first.source not in COMPARED
-            else first.message
-        )
+        # On one line: what a node says could otherwise write lines of its own, advice among them.
+        text = " ".join(first.message.splitlines())
+        if first.limit and first.metric and first.source not in COMPARED:
+            text += f" ({first.source})"
         devices = list(dict.fromkeys(f.device for _, f in story if f.device is not None))
         if devices and len(members) == 1:
             text = f"{_listed(devices)}: {text}"

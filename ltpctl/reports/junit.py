@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
-from ltpctl.console import clean
+from ltpctl import console
 from probes.model import Finding, NodeVerdict, Outcome
 
 _ELEMENT = {
@@ -19,7 +20,7 @@ _ELEMENT = {
 
 
 def junit(verdicts: Sequence[NodeVerdict]) -> str:
-    """The document. Text from nodes has its control characters spelled out, which XML cannot carry."""
+    """The document. Characters that XML cannot carry, of whatever text, are spelled out."""
     root = ET.Element("testsuites", name="ltpctl validate nodes")
     for verdict in verdicts:
         suite = ET.SubElement(root, "testsuite", name=clean(verdict.node), time=f"{verdict.seconds:.3f}")
@@ -45,6 +46,14 @@ def junit(verdicts: Sequence[NodeVerdict]) -> str:
         suite.set("skipped", str(counts["skipped"]))
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def clean(text: str) -> str:
+    """Safe on a terminal, and within the characters of XML 1.0 (section 2.2)."""
+    return _NOT_XML.sub(lambda m: f"\\u{ord(m[0]):04x}", console.clean(text))
+
+
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def _text(finding: Finding) -> str:

@@ -45,33 +45,39 @@ class Decoder:
         self._expected = tuple(checks)
         self._names = frozenset(self._expected)
         self._head = b"\x1eltp1 " + nonce.encode("ascii") + b" "
-        self._rest = b""
+        self._rest = bytearray()
+        self._inside = False
+        """`_rest` begins with a head, and has no newline."""
         self._skipping = False
 
     def feed(self, chunk: bytes, now: float) -> list[CheckRecord]:
         """Records that this piece completed. `now`: Unix time of its arrival, for the node's clock offset."""
-        data = self._rest + chunk if self._rest else chunk
         found: list[CheckRecord] = []
         at = 0
         if self._skipping:
-            end = data.find(b"\n")
+            end = chunk.find(b"\n")
             if end < 0:
-                self._rest = b""
                 return found
             at, self._skipping = end + 1, False
+        if self._inside and b"\n" not in chunk:
+            # Not read again from its beginning with every piece: that would be quadratic.
+            self._rest += chunk
+            self._bound()
+            return found
+        data = bytes(self._rest) + chunk if self._rest else chunk
+        self._rest, self._inside = bytearray(), False
         while True:
             begin = data.find(self._head, at)
             if begin < 0:
                 # The last bytes may be the beginning of a head.
-                self._rest = data[max(at, len(data) - len(self._head) + 1) :]
+                self._rest += data[max(at, len(data) - len(self._head) + 1) :]
                 return found
             body = begin + len(self._head)
             end = data.find(b"\n", body)
             if end < 0:
-                self._rest = data[begin:]
-                if len(self._rest) > FRAME_BYTES:
-                    self._fault(f"a frame of more than {FRAME_BYTES >> 10} KiB")
-                    self._rest, self._skipping = b"", True
+                self._rest += data[begin:]
+                self._inside = True
+                self._bound()
                 return found
             again = data.rfind(self._head, body, end)
             if again >= 0:
@@ -85,6 +91,11 @@ class Decoder:
     def complete(self, why: str) -> dict[str, CheckRecord]:
         """A record of every expected check, in that order: what did not come is MISSING, with the reason."""
         return {n: self.records.get(n) or CheckRecord(n, Status.MISSING, detail=why) for n in self._expected}
+
+    def _bound(self) -> None:
+        if len(self._rest) > FRAME_BYTES:
+            self._fault(f"a frame of more than {FRAME_BYTES >> 10} KiB")
+            self._rest, self._inside, self._skipping = bytearray(), False, True
 
     def _frame(self, data: bytes, now: float) -> CheckRecord | None:
         if len(data) > FRAME_BYTES:
@@ -112,7 +123,7 @@ class Decoder:
     def _record(self, frame: Mapping[str, Any]) -> CheckRecord | None:
         name = frame["check"]
         if not isinstance(name, str) or name not in self._names:
-            self._fault(f"a record of a check that was not asked for: {_text(str(name), 80)}")
+            self._fault(f"a record of a check that was not asked for: {_line(str(name), 80)}")
             return None
         if name in self.records:
             self._fault(f"a second record of {name}")
@@ -129,7 +140,8 @@ class Decoder:
             if isinstance(value, list):
                 value = ",".join(str(v) for v in value[:50])  # noqa: PLW2901
             if isinstance(value, Value):
-                self.hello[_text(key, NAME_LENGTH)] = _value(value)
+                said = _line(value, TEXT_LENGTH) if isinstance(value, str) else _value(value)
+                self.hello[_line(key, NAME_LENGTH)] = said
         sent = self.hello.get("time")
         if isinstance(sent, int | float) and not isinstance(sent, bool):
             self.hello["clock_offset"] = sent - now
@@ -153,7 +165,7 @@ def _to_record(name: str, frame: Mapping[str, Any]) -> CheckRecord:
     status = _FROM_NODE.get(sent) if isinstance(sent, str) else None
     evidence = frame.get("evidence")
     lines = evidence[:LINES] if isinstance(evidence, list) else ()
-    detail = _text(frame.get("detail", ""), LINE_LENGTH)
+    detail = _line(frame.get("detail", ""), LINE_LENGTH)
     measures: tuple[Measure, ...] = ()
     if status is None:
         status, detail = Status.ERROR, "the node sent an unknown status"
@@ -167,7 +179,7 @@ def _to_record(name: str, frame: Mapping[str, Any]) -> CheckRecord:
         status,
         _seconds(frame.get("seconds")),
         measures,
-        tuple(_text(line, LINE_LENGTH) for line in lines),
+        tuple(_line(line, LINE_LENGTH) for line in lines),
         detail,
     )
 
@@ -208,9 +220,9 @@ _KNOWN_MOST, _KNOWN_LENGTH = 1 << 14, 200
 
 def _to_measure(metric: str, device: str | None, value: Value) -> Measure:
     if isinstance(value, float) and not math.isfinite(value):
-        raise _Unusable(f"{_text(metric, 80)}: not a finite number")
-    shown = None if device is None else _text(device, NAME_LENGTH)
-    measure = Measure(_text(metric, NAME_LENGTH), shown, _value(value))
+        raise _Unusable(f"{_line(metric, 80)}: not a finite number")
+    shown = None if device is None else _line(device, NAME_LENGTH)
+    measure = Measure(_line(metric, NAME_LENGTH), shown, _value(value))
     if len(metric) + len(device or "") + (len(value) if isinstance(value, str) else 0) <= _KNOWN_LENGTH:
         if len(_KNOWN) >= _KNOWN_MOST:
             _KNOWN.clear()
@@ -235,6 +247,13 @@ def _seconds(value: object) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9:
         return float(value)
     return 0.0
+
+
+def _line(value: object, length: int) -> str:
+    """As `_text`, and in one line: a node must not forge a second one in what is shown of it."""
+    if isinstance(value, str) and not value.isprintable():
+        value = " ".join(value.splitlines())
+    return _text(value, length)
 
 
 def _text(value: object, length: int) -> str:

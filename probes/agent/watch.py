@@ -1,6 +1,6 @@
 """Counters watched around load: what grew, on which device, during which check."""
 
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 from probes.agent import record
 from probes.agent.api import Scalar
@@ -20,6 +20,7 @@ class Watch:
         self._peaks: Dict[Key, float] = {}
         self._evidence: List[str] = []
         self._failed: Dict[str, Tuple[str, str]] = {}
+        self._answered: Set[str] = set()
         self._absent: Dict[str, str] = {}
         self._sampled = False
 
@@ -31,7 +32,9 @@ class Watch:
         if status == "not_applicable":
             self._absent[check] = found["detail"]
             return
-        if status != "answered":
+        if status == "answered":
+            self._answered.add(check)
+        elif status != "unsupported" or check not in self._failed:
             self._failed[check] = (status, found["detail"])
         seen = {(m, d): v for m, d, v in found["measures"] if _is_number(v)}
         for metric, name in (entry.get("peaks") or {}).items():
@@ -80,6 +83,7 @@ class Watch:
         measures += [[name, device, peak] for (name, device), peak in self._peaks.items()]
         lines = ["%s: %s: %s" % (check, status, detail) for check, (status, detail) in self._failed.items()]
         if measures:
+            measures += self._never_read()
             return record.answered(self.check, measures, seconds, (lines + self._evidence)[:50])
         if self._failed:
             statuses = {status for status, _ in self._failed.values()}
@@ -90,6 +94,21 @@ class Watch:
         return record.ended(
             self.check, "error", "the collectors gave none of the counters asked for", seconds
         )
+
+    def _never_read(self) -> List[List[Scalar]]:
+        """Null for each counter of a collector that failed in every sample: left out, it would read as sound.
+
+        A collector that is not for this node (not applicable, or unsupported throughout) has no counters.
+        """
+        known = {name for name, _ in self._grown}
+        return [
+            [name, None, None]
+            for entry in self.collect
+            if entry["check"] not in self._answered
+            and self._failed.get(entry["check"], ("unsupported", ""))[0] != "unsupported"
+            for name in (entry.get("counters") or {}).values()
+            if name not in known
+        ]
 
 
 def _is_number(value: Any) -> bool:

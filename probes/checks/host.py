@@ -147,13 +147,16 @@ def dimms(host: Host) -> Iterator[Measure]:
         raise Unsupported("dmidecode lists no memory devices: %s (needs root and SMBIOS tables)" % words)
     slots = parse_dimms(ran.out)
     filled = [slot for slot in slots if slot.get("Size", "").split()[:1] not in ([], ["No"], ["Unknown"])]
+    for slot in filled:
+        # Its name before dmidecode 3.2.
+        slot.setdefault("Configured Memory Speed", slot.get("Configured Clock Speed", ""))
     yield Measure("slots", len(slots))
     yield Measure("populated", len(filled))
     for metric, key in (("sizes", "Size"), ("speeds", "Configured Memory Speed"), ("parts", "Part Number")):
-        kinds = {slot.get(key) or slot.get("Configured Clock Speed", "") for slot in filled}
+        kinds = {slot.get(key, "") for slot in filled}
         yield Measure(metric, ", ".join(sorted(kinds - {""})))
         if len(kinds) > 1:
-            host.note("%s differ: %s" % (metric, ", ".join(sorted(kinds))))
+            host.note("%s differ: %s" % (metric, ", ".join(kind or "none" for kind in sorted(kinds))))
     empty = [slot.get("Locator", "?") for slot in slots if slot not in filled]
     if empty:
         host.note("empty slots: " + ", ".join(empty))

@@ -4,7 +4,7 @@ import fnmatch
 import re
 import socket
 import time
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from probes.agent.api import Host, Measure, TimedOut, Unsupported
 from probes.checks import kernel_log, sysfs
@@ -26,14 +26,11 @@ def _interfaces(host: Host) -> List[str]:
 
 def interfaces(host: Host) -> Iterator[Measure]:
     """State, speed (Mb/s), duplex, MTU of each interface; those in parameter `expect_up` must be up."""
-    names = _interfaces(host)
     up = []
     mtus, speeds = [], []
-    for name in names:
+    for name in _interfaces(host):
         folder = "%s/%s" % (NET, name)
-        state = host.read_or(folder + "/operstate", "unknown")
-        # Drivers without carrier detection say "unknown" while they work.
-        working = state == "up" or (state == "unknown" and host.read_or(folder + "/carrier") == "1")
+        state, working = _state(host, name)
         yield Measure("state", state, name)
         if not working:
             continue
@@ -53,13 +50,23 @@ def interfaces(host: Host) -> Iterator[Measure]:
     yield Measure("mtus", sysfs.tally(mtus))
     yield Measure("speeds", sysfs.tally(speeds))
     down = 0
+    # Bonds, bridges and VLANs too, which have no hardware of their own.
+    present = sorted({path.split("/")[4] for path in host.glob(NET + "/*/operstate")})
     for pattern in sysfs.strings(host.params.get("expect_up"), "expect_up"):
-        named = fnmatch.filter(names, pattern)
-        missing = [name for name in named if name not in up] if named else [pattern]
+        named = fnmatch.filter(present, pattern)
+        missing = [name for name in named if not _state(host, name)[1]] if named else [pattern]
         down += len(missing)
         for name in missing:
             host.note("%s should be up: %s" % (name, "is not" if named else "no such interface"))
     yield Measure("expected_down", down)
+
+
+def _state(host: Host, name: str) -> Tuple[str, bool]:
+    """What the kernel calls the interface's state, and whether it carries traffic."""
+    folder = "%s/%s" % (NET, name)
+    state = host.read_or(folder + "/operstate", "unknown")
+    # Drivers without carrier detection say "unknown" while they work.
+    return state, state == "up" or (state == "unknown" and host.read_or(folder + "/carrier") == "1")
 
 
 ERRORS = (
@@ -135,7 +142,7 @@ def link_flaps(host: Host) -> Iterator[Measure]:
 def count_flaps(lines: List[kernel_log.Line]) -> Dict[str, List[float]]:
     """Device -> ages in seconds of its recoveries: an "up" after a "down", so not the first after boot."""
     recoveries: Dict[str, List[float]] = {}
-    down = set()
+    down: Set[str] = set()
     boot = 0
     for line in lines:
         if line.boot != boot:

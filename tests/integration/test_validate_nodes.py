@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -46,6 +47,9 @@ checks:
     metrics:
       status: {{what: exit status, limit: {{fail: "== 0"}}}}
 """
+
+
+ALL_BUT_SITE = "accelerator,bmc,host,network,storage"
 
 
 class Site:
@@ -146,6 +150,15 @@ def test_a_node_that_cannot_be_reached_is_unknown_and_delays_nobody(site: Site, 
     assert "/nonexistent/python3" in found["pythonless"]["findings"][0]["message"]
 
 
+def test_a_key_that_is_not_there_is_said_before_any_node_is_asked(site: Site, ltpctl: Run) -> None:
+    site.nodes["node03"]["identity"] = "/nonexistent/id_ed25519"
+    site.write()
+    done = ltpctl("validate", "nodes", "--check", "site", "--config", str(site.config))
+    assert done.returncode == 2
+    assert "node03: identity: there is no key file /nonexistent/id_ed25519" in done.stderr
+    assert json.loads(ltpctl("validate", "runs", "--json", "--config", str(site.config)).stdout)["runs"] == []
+
+
 def test_no_node_judged_is_exit_3(site: Site, ltpctl: Run) -> None:
     site.nodes = {"closed": {"address": "127.70.9.9", "port": free_port("127.70.9.9")}}
     site.write()
@@ -174,7 +187,10 @@ def test_selection_reaches_only_the_nodes_that_it_names(site: Site, ltpctl: Run)
 
 def test_apply_moves_nodes_as_their_verdicts_say_and_history_tells_why(site: Site, ltpctl: Run) -> None:
     common = ("--check", "site", "--config", str(site.config))
-    done = ltpctl("validate", "nodes", "--apply", "--json", *common)
+    partial = ltpctl("validate", "nodes", "--apply", "--json", *common)
+    assert json.loads(partial.stdout)["transitions"] == []
+    assert "a whole plan admits them" in partial.stderr
+    done = ltpctl("validate", "nodes", "--skip", ALL_BUT_SITE, "--quick", "--apply", "--json", *common[2:])
     assert {t["to"] for t in json.loads(done.stdout)["transitions"]} == {"available"}
     site.marker.write_text("0\n")
     done = ltpctl("validate", "nodes", "--nodes", "node02", "--apply", "--json", *common)
@@ -193,6 +209,95 @@ def test_apply_moves_nodes_as_their_verdicts_say_and_history_tells_why(site: Sit
     assert json.loads(done.stdout)["transitions"] == [
         {"node": "node02", "from": "cordoned", "to": "available"}
     ]
+
+
+def test_a_jump_host_is_a_node_of_the_inventory_that_the_selection_need_not_name(
+    site: Site, ltpctl: Run
+) -> None:
+    site.nodes["node02"]["jump"] = "node01"
+    site.write()
+    done = ltpctl("validate", "nodes", "--nodes", "node02", "--check", "site", "--config", str(site.config))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_node_that_was_moved_twice_meanwhile_is_left_where_it_is(site: Site, ltpctl: Run) -> None:
+    """Cordoned for the marker, let out, and cordoned again for something that this run does not look at."""
+    config = ("--config", str(site.config))
+    site.marker.write_text("0\n")
+    ltpctl("validate", "nodes", "--nodes", "node01", "--check", "site", "--apply", *config)
+    ledger = site.config.parent / "state" / "ledger.db"
+    moves = site.config.parent / "moves.py"
+    moves.write_text(MOVES.format(ledger=str(ledger), root=str(Path(__file__).parents[2])))
+    site.marker.write_text("1\n")
+    checks = site.config.parent / "checks.yaml"
+    checks.write_text(checks.read_text() + MOVING.format(python=sys.executable, program=moves))
+    done = ltpctl(
+        "validate", "nodes", "--nodes", "node01", "--check", "site", "--skip", "site.sleeper", "--apply",
+        "--json", *config,
+    )  # fmt: skip
+    assert verdicts(done)["node01"]["verdict"] == "healthy", done.stdout
+    assert json.loads(done.stdout)["transitions"] == []
+
+
+MOVES = """
+import sys
+sys.path.insert(0, "{root}")
+from inventory.ledger import open_ledger
+with open_ledger("{ledger}") as ledger:
+    ledger.transition("node01", "available", "somebody", "vouched for", {{}})
+    bad = [{{"check": "accelerator.ecc", "outcome": "fail"}}]
+    ledger.transition("node01", "cordoned", "somebody", "ECC errors", {{"findings": bad}})
+"""
+
+MOVING = """
+  site.meanwhile:
+    what: Somebody else works with the ledger.
+    why: Test.
+    fix: None.
+    level: quick
+    timeout: 30
+    command: [{python}, {program}]
+    parse: {{kind: exit_status}}
+    metrics:
+      status: {{what: exit status, limit: {{fail: "== 0"}}}}
+"""
+
+
+ALIKE = """
+schema: ltpctl/checks/1
+family: site
+checks:
+  site.word:
+    what: A word that all nodes should say.
+    why: Test.
+    fix: Say the same.
+    level: quick
+    command: [echo, "{word}"]
+    parse: {kind: text}
+    params: {word: usual}
+    metrics:
+      word: {what: the word, peers: {rule: majority, outcome: fail}}
+"""
+
+
+def test_a_node_that_was_unlike_its_peers_does_not_come_back_by_being_looked_at_alone(
+    site: Site, ltpctl: Run
+) -> None:
+    (site.config.parent / "checks.yaml").write_text(ALIKE)
+    site.nodes["node04"]["vars"] = {"params": {"site.word": {"word": "odd"}}}
+    site.write()
+
+    def moves(*arguments: str) -> list[dict[str, str]]:
+        common = ("--check", "site", "--apply", "--json", "--config", str(site.config))
+        moved = json.loads(ltpctl("validate", "nodes", *arguments, *common).stdout)["transitions"]
+        return [move for move in moved if move["node"] == "node04"]
+
+    assert moves() == [{"node": "node04", "from": "new", "to": "cordoned"}]
+    assert moves("--nodes", "node04") == []
+    assert moves() == []
+    del site.nodes["node04"]["vars"]
+    site.write()
+    assert moves() == [{"node": "node04", "from": "cordoned", "to": "available"}]
 
 
 def test_diff_names_what_became_worse_and_what_recovered(site: Site, ltpctl: Run) -> None:

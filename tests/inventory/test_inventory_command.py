@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from inventory.ledger import open_ledger
+from inventory.ledger import MeasurementRow, VerdictRow, open_ledger
 from inventory.sources import load
 from tests.sshd import Sshd, ssh_keys, sshd
 
@@ -190,3 +191,55 @@ def test_import_writes_a_file_that_is_an_equal_inventory(program: Program) -> No
         (n.name, n.address, n.sku) for n in theirs.nodes.values()
     ]
     assert program("import", "hosts.ini").stdout == (program.folder / "new.yaml").read_text()
+
+
+def test_import_replaces_a_file_as_a_whole_and_keeps_its_mode_and_the_link_to_it(program: Program) -> None:
+    (program.folder / "hosts.ini").write_text("[gpu]\ng[1:3] ansible_host=10.0.0.1\n")
+    old, link = program.folder / "old.yaml", program.folder / "link.yaml"
+    old.write_text("the old inventory\n")
+    old.chmod(0o640)
+    link.symlink_to("old.yaml")
+    with old.open() as reader:
+        program("import", "hosts.ini", "--output", "link.yaml", "--force")
+        # Whoever was reading it goes on reading what it was: at no moment is half a file there.
+        assert reader.read() == "the old inventory\n"
+    assert link.is_symlink()
+    assert len(load(str(old))) == 3
+    assert old.stat().st_mode & 0o777 == 0o640
+    program("import", "hosts.ini", "--output", "none.yaml", "--force")
+    assert (program.folder / "none.yaml").read_text() == old.read_text()
+
+
+def test_prune_removes_old_runs_says_how_many_and_keeps_history_and_newest_verdicts(program: Program) -> None:
+    for days in (200, 100, 1):
+        when = time.time() - 86400 * days
+        with open_ledger(program.ledger, clock=lambda when=when: when) as ledger:
+            run = ledger.begin_run("validate", plan="quick", actor="alice", selection="")
+            verdicts = [VerdictRow(node, "healthy") for node in ("node001", "node002")]
+            numbers = [MeasurementRow(row.node, "host.memory.total", float(days)) for row in verdicts]
+            ledger.record_verdicts(run, verdicts, numbers)
+            ledger.finish_run(run, {})
+            if days == 200:
+                ledger.transition("node001", "available", "alice", "validated", {})
+    told = program.json("prune", "--keep-days", "150")
+    assert told | {"before": ""} == {
+        "schema": "ltpctl/prune/1", "before": "", "runs": 1, "verdicts": 2, "measurements": 2
+    }  # fmt: skip
+    assert ": 1 run, 2 verdicts, 2 measurements\n" in program("prune", "--keep-days", "90").stdout
+    assert ": 0 runs, 0 verdicts, 0 measurements\n" in program("prune", "--keep-days", "90").stdout
+    with open_ledger(program.ledger, read_only=True) as ledger:
+        assert [event.kind for event in ledger.events()] == ["transition", *["pruned"] * 3]
+        assert ledger.events()[-1].actor
+        assert len(ledger.runs()) == 1
+    assert program.json("show", "node001")["last_verdict"]["verdict"] == "healthy"
+
+
+def test_prune_removes_nothing_unless_told_how_much_to_keep(program: Program) -> None:
+    assert "--keep-days" in program("prune", status=2).stderr
+    assert "--keep-days" in program("prune", "--keep-days", "0", status=2).stderr
+    assert not program.ledger.exists()
+
+
+def test_prune_tells_when_baselines_lose_what_they_learn_from(program: Program) -> None:
+    assert "learned from 28 days" in program("prune", "--keep-days", "7").stderr
+    assert program("prune", "--keep-days", "28").stderr == ""

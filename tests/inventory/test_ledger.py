@@ -240,6 +240,16 @@ def _measure(ledger: Ledger, verdicts: dict[str, str], value: float, sku: str | 
     )
 
 
+def test_the_skus_are_those_of_the_nodes_judged_since_then(ledger: Ledger, clock: Clock) -> None:
+    _measure(ledger, {"node001": "healthy"}, 1.0, sku="a100")
+    clock.now += 100
+    since = clock.now
+    assert ledger.skus(since) == set()
+    _measure(ledger, {"node001": "healthy", "node002": "unhealthy"}, 1.0, sku="h100")
+    _measure(ledger, {"node003": "unknown"}, 1.0, sku=None)
+    assert ledger.skus(since) == {"h100", None}
+
+
 def test_baselines_come_newest_first_from_healthy_nodes_of_one_sku(ledger: Ledger) -> None:
     _measure(ledger, {"node001": "healthy", "node002": "unhealthy"}, 1.0)
     _measure(ledger, {"node001": "healthy"}, 2.0)

@@ -233,3 +233,118 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     )
     assert done.stdout.startswith("CHECK")
     assert done.stderr == ""
+
+
+def test_config_path_names_the_file_that_is_read(tmp_path: Path) -> None:
+    chosen, named = str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")
+    assert ltpctl("config", "path", LTP_CONFIG=chosen).stdout == f"{chosen}\n"
+    assert ltpctl("config", "path", "--config", named, LTP_CONFIG=chosen).stdout == f"{named}\n"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://keeper:s3cret@db/ltp",
+        "postgresql://db/ltp?user=keeper&password=s3cret",
+        "postgresql://db/ltp?sslpassword=s3cret&sslmode=require",
+    ],
+)
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_config_show_shows_no_password_of_the_ledger_s_url(url: str, form: tuple[str, ...]) -> None:
+    shown = ltpctl("config", "show", *form, LTP_LEDGER=url)
+    assert shown.returncode == 0
+    assert "***" in shown.stdout
+    assert "s3cret" not in shown.stdout + shown.stderr
+
+
+NAMELESS = """
+import pwd
+def nobody(uid):
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+pwd.getpwuid = nobody
+from ltpctl.cli import main
+main()
+"""
+
+
+def test_a_user_without_a_name_as_in_a_container_can_set_a_state(tmp_path: Path) -> None:
+    names = ("LOGNAME", "USER", "LNAME", "USERNAME")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            NAMELESS,
+            "inventory",
+            "set-state",
+            os.uname().nodename,
+            "held",
+            "--reason",
+            "x",
+        ],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+        env={k: v for k, v in os.environ.items() if k not in names} | {"LTP_STATE_DIR": str(tmp_path)},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    history = ltpctl(
+        "inventory",
+        "history",
+        os.uname().nodename,
+        "--json",
+        LTP_STATE_DIR=str(tmp_path),
+        **dict.fromkeys(names, ""),
+    )
+    assert json.loads(history.stdout)["events"][0]["actor"] == f"{os.getuid()}@{os.uname().nodename}"
+
+
+def test_a_report_in_the_place_of_a_folder_is_refused_before_any_node_is_asked(tmp_path: Path) -> None:
+    done = ltpctl("validate", "nodes", "--html", str(tmp_path), LTP_STATE_DIR=str(tmp_path / "state"))
+    assert done.returncode == 2
+    assert "this is a folder" in done.stderr
+    assert not (tmp_path / "state").exists()
+
+
+FAILING = """
+schema: ltpctl/checks/1
+family: site
+checks:
+  site.file:
+    what: A file that is read.
+    why: Test.
+    fix: Test.
+    level: quick
+    file: {path}
+    parse: {{kind: number}}
+    metrics:
+      value: {{what: number, limit: {{fail: "== 1"}}}}
+"""
+
+
+@pytest.mark.parametrize(("content", "status"), [("0", 1), ("1", 0)])
+def test_a_reader_that_leaves_before_the_verdicts_takes_neither_status_nor_report_away(
+    tmp_path: Path, content: str, status: int
+) -> None:
+    (tmp_path / "value").write_text(content)
+    (tmp_path / "checks.yaml").write_text(FAILING.format(path=tmp_path / "value"))
+    (tmp_path / "config.yaml").write_text(f"validate: {{checks: [{tmp_path / 'checks.yaml'}]}}\n")
+    for form in ((), ("--json",)):
+        reader, writer = os.pipe()
+        os.close(reader)
+        report = tmp_path / "report.xml"
+        report.unlink(missing_ok=True)
+        arguments = ("--check", "site", "--config", str(tmp_path / "config.yaml"), "--junit", str(report))
+        done = subprocess.run(
+            [*LTPCTL, "validate", "nodes", *arguments, *form],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            check=False,
+            text=True,
+            timeout=60,
+            env={**os.environ, "LTP_STATE_DIR": str(tmp_path / "state")},
+        )
+        os.close(writer)
+        assert "Traceback" not in done.stderr
+        assert done.returncode == status, form
+        assert report.read_text().startswith("<?xml")

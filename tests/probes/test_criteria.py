@@ -73,6 +73,13 @@ def test_a_finding_shows_value_limit_source_action_and_evidence(plain: Kind) -> 
     )
 
 
+def test_a_text_from_a_node_stays_in_its_place_in_a_message(plain: Kind) -> None:
+    forged = "0\nnode002: healthy"
+    (finding,) = judge(plain.rules, ECC, answered(ECC, ("uncorrectable", forged, "0"))).findings
+    assert finding.message.startswith("uncorrectable is '0\\nnode002: healthy', which cannot be held")
+    assert finding.value == forged
+
+
 @pytest.mark.parametrize(
     ("status", "outcome"),
     [
@@ -165,7 +172,7 @@ def test_what_a_node_said_before_it_failed_still_counts(plain: Kind) -> None:
     records = {ECC: answered(ECC, ("uncorrectable", 3, "0"))}
     broken = NodeReport("n1", None, records, failure="lost", failure_phase="command")
     judgement = judge_report(broken, plain, plain.rules.checks)
-    verdict = fold("n1", judgement.outcomes, judgement.findings, plain.essential)
+    verdict = fold("n1", judgement.outcomes, judgement.findings)
     assert verdict.verdict is Verdict.UNHEALTHY
     assert [f.check for f in verdict.findings] == [ECC, "transport.command"]
 
@@ -192,7 +199,8 @@ def test_a_clock_that_is_off_is_a_finding(offset: float, outcome: Outcome | None
 def test_accelerators_that_no_profile_describes_are_told(book: RuleBook) -> None:
     assert judge_kind(book.kind(Node("n"), ["10de:2330"])) == []
     (finding,) = judge_kind(book.kind(Node("n"), ["1abc:0001"]))
-    assert finding.outcome is Outcome.UNSUPPORTED
+    # A machine that nobody described must not read as healthy without a word.
+    assert finding.outcome is Outcome.WARN
     assert "1abc:0001" in finding.message
 
 
@@ -204,18 +212,18 @@ def test_a_further_finding_never_makes_a_verdict_better(
     outcomes: dict[str, Outcome], outcome: Outcome, check: str
 ) -> None:
     outcomes = {**outcomes, "answered": Outcome.PASS}
-    before = fold("n", outcomes, (), {"a"})
-    after = fold("n", outcomes, [Finding(check, outcome, "")], {"a"})
+    before = fold("n", outcomes, ())
+    after = fold("n", outcomes, [Finding(check, outcome, "")])
     assert BADNESS[after.verdict] >= BADNESS[before.verdict]
 
 
 @given(st.dictionaries(st.sampled_from("abcdef"), OUTCOMES, min_size=1))
 def test_a_verdict_is_what_its_worst_outcome_allows(outcomes: dict[str, Outcome]) -> None:
     found = set(outcomes.values())
-    verdict = fold("n", outcomes, (), {"a"}).verdict
+    verdict = fold("n", outcomes, ()).verdict
     if Outcome.FAIL in found:
         assert verdict is Verdict.UNHEALTHY
-    elif found & {Outcome.UNKNOWN, Outcome.TIMEOUT} or outcomes.get("a") is Outcome.UNSUPPORTED:
+    elif found & {Outcome.UNKNOWN, Outcome.TIMEOUT}:
         assert verdict is Verdict.UNKNOWN
     elif Outcome.WARN in found:
         assert verdict is Verdict.DEGRADED
@@ -262,7 +270,7 @@ def test_judging_a_node_of_sixty_checks_takes_less_than_two_milliseconds() -> No
         start = time.process_time()
         for _ in range(20):
             judgement = judge_report(whole, kind, records)
-            fold("n", judgement.outcomes, judgement.findings, kind.essential)
+            fold("n", judgement.outcomes, judgement.findings)
         best = min(best, (time.process_time() - start) / 20)
     assert best < 0.002
 

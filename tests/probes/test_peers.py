@@ -227,3 +227,10 @@ def test_a_bad_minority_does_not_drag_a_baseline_along(
 @given(st.permutations(list(history(12, 100, 3).items())))
 def test_the_order_of_history_changes_nothing(items: list[tuple[str, list[float]]]) -> None:
     assert learn(dict(items), LOWER) == learn(history(12, 100, 3), LOWER)
+
+
+def test_a_difference_below_the_least_that_counts_accuses_nobody() -> None:
+    usual = [(f"n{i}", None, 0.10 + i / 1000) for i in range(8)]
+    spec = PeerSpec(rule="robust_z", worse="higher", floor=1.0, least=5.0)
+    assert compare([*usual, ("slow", None, 0.7)], spec).outliers == ()
+    assert [o.node for o in compare([*usual, ("slow", None, 7.0)], spec).outliers] == ["slow"]

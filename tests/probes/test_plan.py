@@ -10,6 +10,7 @@ from inventory.errors import UsageError
 from inventory.fleet import Node
 from probes.catalogue import Catalogue, load_catalogue
 from probes.counters import WATCH_CHECK, watch_request
+from probes.model import CheckRecord, Status
 from probes.plan import in_use, make_plan, withheld
 from probes.profiles import RuleBook
 from tests.probes.catalogues import PROFILE, answered, catalogue, profiles
@@ -74,8 +75,28 @@ def test_a_sku_can_leave_checks_out(checks: Catalogue, tmp_path: Path) -> None:
 def test_processes_on_the_accelerators_are_somebodys_work(checks: Catalogue) -> None:
     busy = answered("accelerator.processes", ("running", 0, "0"), ("running", 2, "1"))
     idle = answered("accelerator.processes", ("running", 0, "0"))
-    assert in_use(checks, {busy.check: busy}) == "processes are on its accelerators (1)"
+    assert in_use(checks, {busy.check: busy}) == "the node is in use: processes are on its accelerators (1)"
     assert in_use(checks, {idle.check: idle}) == ""
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        CheckRecord("accelerator.processes", Status.TIMEOUT, detail="'smi' did not end"),
+        CheckRecord("accelerator.processes", Status.ERROR, detail="could not be understood"),
+        answered("accelerator.processes", ("running", 0, "0"), ("running", None, "1")),
+    ],
+)
+def test_a_node_is_not_loaded_where_nobody_could_see_whether_it_is_in_use(
+    checks: Catalogue, record: CheckRecord
+) -> None:
+    assert "nobody could see" in in_use(checks, {record.check: record})
+
+
+@pytest.mark.parametrize("status", [Status.UNSUPPORTED, Status.NOT_APPLICABLE])
+def test_a_node_that_has_nothing_to_ask_may_be_loaded(checks: Catalogue, status: Status) -> None:
+    record = CheckRecord("accelerator.processes", status)
+    assert in_use(checks, {record.check: record}) == ""
 
 
 def test_the_check_that_ships_for_processes_is_the_one_that_is_asked() -> None:

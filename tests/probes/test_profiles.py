@@ -137,3 +137,28 @@ def test_an_explanation_has_the_limits_of_every_sku_with_their_sources(book: Rul
     assert explain("accelerator.versions", book.catalogue, book.profiles).essential_for == ("h100",)
     with pytest.raises(UsageError, match=r"did you mean accelerator\.ecc"):
         explain("accelerator.eec", book.catalogue, book.profiles)
+
+
+def test_nodes_that_are_declared_line_by_line_share_the_rules_and_keep_their_own_lines(
+    book: RuleBook,
+) -> None:
+    kinds = [
+        book.kind(Node(f"n{i}", sku="h100", accelerators=8, origin=f"slurm.txt:{i}")) for i in range(100)
+    ]
+    shared = {id(check) for kind in kinds for check in kind.rules.checks.values()}
+    counted = {id(kind.rules.checks["accelerator.count"]) for kind in kinds}
+    assert len(counted) == len(kinds)
+    assert len(shared - counted) == len(book.catalogue) - 1
+    for number, kind in enumerate(kinds):
+        rule = kind.rules.rule("accelerator.count", "count")
+        assert rule is not None
+        assert rule.demand is not None
+        assert rule.demand.reference == f"slurm.txt:{number}"
+        assert list(kind.rules.checks) == [check.name for check in book.catalogue]
+        assert kind.essential == {
+            "accelerator.count",
+            "accelerator.versions",
+            "accelerator.ecc",
+            "accelerator.gemm",
+        }
+        assert kind.rules.expected_by == "the inventory"

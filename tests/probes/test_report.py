@@ -141,3 +141,23 @@ def test_a_finding_of_the_transport_needs_no_check_to_appear() -> None:
     (change,) = diff(rows(a=[]), rows(a=[lost])).worse
     assert change.appeared == (lost,)
     assert finding_json(lost)["outcome"] == "unknown"
+
+
+def unreachable(name: str) -> VerdictRow:
+    lost = Finding("transport.connect", Outcome.TIMEOUT, "no answer")
+    outcomes = {"accelerator.ecc": Outcome.UNKNOWN, "accelerator.gemm": Outcome.UNKNOWN}
+    return verdict_row(fold(name, outcomes, [lost], sku="h100"))
+
+
+def test_a_bad_node_that_is_lost_is_neither_better_nor_rid_of_its_findings() -> None:
+    found = diff(rows(a=[ECC]), [unreachable("a")])
+    assert not found.better
+    (change,) = found.changed
+    assert (change.before, change.after) == (Verdict.UNHEALTHY, Verdict.UNKNOWN)
+    assert [finding.check for finding in change.appeared] == ["transport.connect"]
+    assert change.gone == ()
+
+
+def test_a_lost_node_that_answers_again_is_rid_of_the_transport_s_finding() -> None:
+    (change,) = diff([unreachable("a")], rows(a=[])).recovered
+    assert [finding.check for finding in change.gone] == ["transport.connect"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import re
 import socket
@@ -156,6 +157,20 @@ async def test_a_value_past_its_limit_is_a_finding_with_its_proof(
         limit,
         "default",
     )
+
+
+async def test_the_cycle_collector_is_left_as_it_was_found(book: RuleBook) -> None:
+    before = gc.get_threshold()
+    during: list[tuple[int, ...]] = []
+
+    class Seen(Observer):
+        def node_started(self, node: str) -> None:
+            during.append(gc.get_threshold())
+
+    await run(book, [local()], "site.answer", observer=Seen())
+    assert during
+    assert during[0][0] > before[0]
+    assert gc.get_threshold() == before
 
 
 async def test_a_limit_of_the_inventory_holds_for_that_node_alone(book: RuleBook) -> None:

@@ -186,9 +186,9 @@ async def test_every_way_to_misbehave_has_its_own_outcome_and_delays_nobody_else
         if words := WORDS.get(kind):
             assert words in _of(verdicts[node], expected.check)[0].message
         if kind not in ("hang_in_command", "slow_answer"):
-            assert verdicts[node].seconds < 8, kind
+            assert verdicts[node].seconds < 20, kind
     assert {verdicts[f"n{len(kinds) + i}"].verdict for i in (1, 2, 3, 4)} == {HEALTHY}
-    assert result.seconds < 40
+    assert result.seconds < 80
 
 
 def test_a_fault_that_would_change_nothing_is_refused() -> None:

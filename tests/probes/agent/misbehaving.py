@@ -228,6 +228,10 @@ def grows(host):
     yield Measure("temperature", float(host.read(host.params["file"])), "0")
 
 
+def grows_but_is_refused(host):
+    raise ValueError("the tool printed\nnonsense")
+
+
 def loads(host):
     with open(host.params["file"], "r+") as file:
         value = int(file.read()) + 3

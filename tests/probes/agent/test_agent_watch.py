@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from probes.agent.bundle import Watched, WatchRequest
-from probes.model import CheckRecord, Status, Value
+from probes.catalogue import load_catalogue
+from probes.criteria import compile_rules, judge
+from probes.model import CheckRecord, Outcome, Status, Value
 from tests.probes.agent.agent_process import ask, run
 
 
@@ -70,6 +72,43 @@ def test_a_watch_without_its_tool_says_so(counter: Path) -> None:
     ]
     assert record.status is Status.UNSUPPORTED
     assert "no such program" in record.detail
+
+
+@pytest.mark.parametrize("function", ["grows_but_is_refused", "hangs_in_a_command"])
+def test_counters_of_a_collector_that_never_answered_are_null_and_the_evidence_says_why(
+    counter: Path, function: str
+) -> None:
+    broken = ask(function, lane="links", timeout=0.5)
+    collect = (*watching(counter).collect, Watched(broken, {"down": "links_down", "flaps": "links_flaps"}))
+    loading = ask("loads", "load.gemm", params={"file": str(counter)}, loads=True)
+    watch = run(loading, watch=WatchRequest(collect))["load.counters"]
+    assert watch.status is Status.ANSWERED
+    assert values(watch)["ecc_errors", "0"] == 3
+    assert values(watch)["links_down", None] is None
+    assert values(watch)["links_flaps", None] is None
+    assert watch.evidence[0].startswith(f"links.{function}: ")
+
+
+@pytest.mark.parametrize("fields", [{}, {"needs": "ascend"}])
+def test_counters_that_this_node_does_not_keep_stay_out(counter: Path, fields: dict[str, str]) -> None:
+    lacking = ask("lacks_its_tool" if not fields else "grows", "rdma.counters", **fields)
+    collect = (*watching(counter).collect, Watched(lacking, {"errors": "rdma_errors"}))
+    loading = ask("loads", "load.gemm", params={"file": str(counter)}, loads=True)
+    watch = run(loading, watch=WatchRequest(collect))["load.counters"]
+    assert watch.status is Status.ANSWERED
+    assert {metric for metric, _ in values(watch)} == {"ecc_errors", "temperature_peak"}
+
+
+def test_a_counter_that_could_never_be_read_is_unknown_to_the_judge(counter: Path) -> None:
+    rules = compile_rules(load_catalogue())
+    one, other, *_ = rules.checks["load.counters"].limited
+    sound = ask("grows", lane="ecc", params={"file": str(counter)})
+    broken = ask("grows_but_is_refused", lane="links")
+    collect = (Watched(sound, {"errors": one.metric}), Watched(broken, {"errors": other.metric}))
+    watch = run(ask("fine", "load.gemm", loads=True), watch=WatchRequest(collect))["load.counters"]
+    judged = judge(rules, "load.counters", watch)
+    assert judged.outcome is Outcome.UNKNOWN
+    assert [finding.metric for finding in judged.findings] == [other.metric]
 
 
 def test_nothing_is_sampled_when_nothing_loads_the_node(counter: Path) -> None:

@@ -298,6 +298,19 @@ def test_empty_memory_slots_are_counted_and_named() -> None:
     assert host.evidence == ["empty slots: DIMM_A2"]
 
 
+@pytest.mark.parametrize("field", ["Configured Memory Speed", "Configured Clock Speed"])
+def test_a_memory_module_without_a_part_number_has_none_and_not_its_speed(field: str) -> None:
+    text = (
+        "# dmidecode 3.3\n\n"
+        f"Memory Device\n\tSize: 64 GB\n\tLocator: A1\n\t{field}: 4800 MT/s\n\n"
+        f"Memory Device\n\tSize: 64 GB\n\tLocator: B1\n\tPart Number: EXAMPLE\n\t{field}: 4800 MT/s\n"
+    ).replace("Memory Device\n\tSize", "Handle 0x0024, DMI type 17, 92 bytes\nMemory Device\n\tSize")
+    host = server(commands={("dmidecode", "-t", "17"): text})
+    found = values("host.dimms", host)
+    assert (found["parts", None], found["speeds", None]) == ("EXAMPLE", "4800 MT/s")
+    assert host.evidence == ["parts differ: none, EXAMPLE"]
+
+
 def test_dmidecode_without_root_is_unsupported() -> None:
     refused = Ran(1, "# dmidecode 3.3\n", "/sys/firmware/dmi/tables/smbios_entry_point: Permission denied\n")
     said = record("host.dimms", server(commands={("dmidecode", "-t", "17"): refused}))

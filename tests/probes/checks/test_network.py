@@ -121,7 +121,7 @@ FAULTS: list[tuple[str, Outcome, str | None, dict[str, str | None]]] = [
     ),
     ("network.conntrack.share", WARN, None, {"/proc/sys/net/netfilter/nf_conntrack_count": "220000\n"}),
     ("network.conntrack.share", FAIL, None, {"/proc/sys/net/netfilter/nf_conntrack_count": "262144\n"}),
-    ("network.tcp.retransmitted_share", WARN, None, {"/proc/net/snmp": SNMP.format(100_000, 3_000)}),
+    ("network.tcp.retransmitted_share", WARN, None, {"/proc/net/snmp": SNMP.format(100_000, 13_000)}),
     ("network.settings.different", FAIL, None, {"/proc/sys/net/core/rmem_max": "212992\n"}),
 ]
 COMMAND_FAULTS: list[tuple[str, Outcome, str | None, dict[tuple[str, ...], Answer | None]]] = [
@@ -165,6 +165,13 @@ def _is_blamed(check: str, host: ReplayHost, metric: str, outcome: Outcome, devi
 
 
 FLAP = ("mlx5_core 0000:5c:00.0 ens1f0: Link down", "mlx5_core 0000:5c:00.0 ens1f0: Link up")
+
+
+@pytest.mark.parametrize(("state", "down"), [("up", 0), ("down", 1)])
+def test_a_bond_can_be_expected_up_though_it_has_no_hardware_of_its_own(state: str, down: int) -> None:
+    files = {f"{NET}/bond0/operstate": state + "\n"}
+    host = server(files=files, params={"expect_up": ["bond0", "ens1f*"]})
+    assert values("network.interfaces", host)["expected_down", None] == down
 
 
 def flaps(times: int, first: float = 40_000.0) -> str:
