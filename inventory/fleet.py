@@ -16,6 +16,10 @@ from inventory.nodeset import MAX_NODES, NAME, Term, evaluate, expand, fold, nat
 __all__ = ["MAX_NODES", "Bmc", "Fleet", "Node", "Selection", "expand", "fold"]
 
 
+class NothingInState(UsageError):
+    """Everything was asked rightly, and no node is in the states that were asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bmc:
     """How to reach a node's baseboard management controller. Secrets are named, never held."""
@@ -139,7 +143,8 @@ class Fleet:
         """Nodes chosen by `selection`, in fleet order. `states` (node -> state) is needed for ``--state``;
         a node that is not among them is new.
 
-        Raises UsageError for an unknown node or group, a bad expression, and for an empty result.
+        Raises UsageError for an unknown node or group, a bad expression, and for an empty result; where it is
+        only that no node is in these states today, NothingInState.
         """
         chosen = list(self.nodes)
         so_far = "the inventory"
@@ -168,7 +173,8 @@ class Fleet:
             chosen = [name for name in chosen if states.get(name, State.NEW) in selection.states]
             seen = ", ".join(f"{count} {state}" for state, count in present.most_common())
             option = " ".join(f"--state {state}" for state in sorted(selection.states))
-            _not_empty(chosen, f"{option} leaves none of the nodes chosen so far, which are: {seen}")
+            if not chosen:
+                raise NothingInState(f"{option} leaves none of the nodes chosen so far, which are: {seen}")
         return tuple(self.nodes[name] for name in chosen)
 
     def names(self, expression: str, option: str = "") -> list[str]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def connected(session: Session, nodes: Sequence[Node], accept_new: bool) -> list[Outcome]:
-    """How ``true`` ended on each of `nodes`, in their order. `accept_new`: trust and keep unknown host keys."""
+    """How ``true`` ended on each of `nodes`, in their order. `accept_new`: trust unknown host keys."""
     import asyncio
 
     from inventory.transport import Command, transport_for

@@ -1,7 +1,8 @@
 """From what every check found to one verdict for the node. Pure, and fail closed.
 
-Any failure: unhealthy. Else anything that is not known (a check that timed out, broke or gave no answer, or one
-whose answer is demanded and that is unsupported, see probes.criteria): unknown. Else any warning: degraded. Else healthy, if any check answered at all.
+Any failure: unhealthy. Else anything that is not known (a check that timed out, broke or gave no answer, or
+one whose answer is demanded and that is unsupported, see probes.criteria): unknown. Else any warning:
+degraded. Else healthy, if any check answered at all.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from ltpctl.frame import Session
 from ltpctl.roster import described, moment, rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from inventory.fleet import Node
     from inventory.ledger import Event, NodeState
@@ -34,7 +34,13 @@ def list_(
     ] = False,
 ) -> Exit:
     """The nodes, folded where they are equal, with their state in the ledger."""
-    nodes = session.nodes()
+    from inventory.fleet import NothingInState
+
+    try:
+        nodes = session.nodes()
+    except NothingInState as nothing:
+        session.out.note(str(nothing))
+        nodes = ()
     states = _states(session, nodes)
     if session.out.json:
         session.out.document(
@@ -167,7 +173,10 @@ def history(
 def prune(
     session: Session,
     keep_days: Annotated[
-        int, typer.Option("--keep-days", min=1, metavar="DAYS", help="what is older than this is removed")
+        int,
+        typer.Option(
+            "--keep-days", min=1, max=36500, metavar="DAYS", help="what is older than this is removed"
+        ),
     ],
 ) -> Exit:
     """Remove old validation runs from the ledger: their verdicts and the numbers that they measured.

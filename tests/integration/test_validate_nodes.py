@@ -150,6 +150,17 @@ def test_a_node_that_cannot_be_reached_is_unknown_and_delays_nobody(site: Site, 
     assert "/nonexistent/python3" in found["pythonless"]["findings"][0]["message"]
 
 
+def test_that_no_node_is_in_a_state_is_no_mistake(site: Site, ltpctl: Run) -> None:
+    common = ("--state", "cordoned", "--config", str(site.config), "--json")
+    validated, listed = ltpctl("validate", "nodes", *common), ltpctl("inventory", "list", *common)
+    for done in (validated, listed):
+        assert done.returncode == 0
+        assert json.loads(done.stdout)["nodes"] == []
+        assert "4 new" in done.stderr
+    wrong = ltpctl("validate", "nodes", "--state", "cordond", "--config", str(site.config))
+    assert wrong.returncode == 2
+
+
 def test_a_key_that_is_not_there_is_said_before_any_node_is_asked(site: Site, ltpctl: Run) -> None:
     site.nodes["node03"]["identity"] = "/nonexistent/id_ed25519"
     site.write()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -128,10 +129,6 @@ def test_set_state_says_beforehand_what_it_would_do(program: Program) -> None:
         (["show", "gat"], "no node is called 'gat'; near it: gate"),
         (["history", "nobody"], "no node is called 'nobody'"),
         (["list", "--nodes", "rack9"], "no node or group is called 'rack9'; near it: rack1"),
-        (
-            ["list", "--state", "held"],
-            "--state held leaves none of the nodes chosen so far, which are: 65 new",
-        ),
         (["set-state", "node001", "hled", "--reason", "x"], "there is no node state 'hled'"),
         (["set-state", "node001", "held", "--reason", " "], "--reason: say why"),
         (["check", "-i", "missing.yaml"], "missing.yaml: cannot be read: No such file or directory"),
@@ -213,7 +210,7 @@ def test_import_replaces_a_file_as_a_whole_and_keeps_its_mode_and_the_link_to_it
 def test_prune_removes_old_runs_says_how_many_and_keeps_history_and_newest_verdicts(program: Program) -> None:
     for days in (200, 100, 1):
         when = time.time() - 86400 * days
-        with open_ledger(program.ledger, clock=lambda when=when: when) as ledger:
+        with open_ledger(program.ledger, clock=itertools.repeat(when).__next__) as ledger:
             run = ledger.begin_run("validate", plan="quick", actor="alice", selection="")
             verdicts = [VerdictRow(node, "healthy") for node in ("node001", "node002")]
             numbers = [MeasurementRow(row.node, "host.memory.total", float(days)) for row in verdicts]

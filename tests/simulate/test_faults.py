@@ -82,8 +82,8 @@ ELSEWHERE = {
     ("mi300x", "no_vendor_tool"): "accelerator.idle_memory",
     ("gaudi3", "no_vendor_tool"): "accelerator.idle_memory",
 }
-"""Where a SKU's nodes tell of a fault by another check: npu-smi has no throttle reasons, and only what a profile
-makes demands on must be answered."""
+"""Where a SKU's nodes tell of a fault by another check: npu-smi has no throttle reasons, and only what a
+profile makes demands on must be answered."""
 
 WORDS = {
     "refuse": "refused the connection",

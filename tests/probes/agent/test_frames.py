@@ -191,9 +191,8 @@ def test_text_from_a_node_is_harmless_to_terminals_and_stores() -> None:
 
 def test_what_is_shown_as_one_line_is_one_line() -> None:
     sent = "lost\nnode042: healthy\r\nand\u2028more"
-    hello = {"hello": {"hostname": sent}}
     decoder = decoded(
-        frame(hello),
+        frame({"hello": {"hostname": sent}}),
         frame(record(measures=[["text", sent, sent]], evidence=[sent], detail=sent)),
         frame(record("host.cpu", status="error", measures=[], evidence=[], detail=sent)),
         frame(record("host.\nunasked")),
