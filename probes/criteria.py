@@ -168,7 +168,7 @@ _NO_RECORD = "gave no answer: the agent or the connection ended before it"
 
 
 _ADVICE = {
-    Outcome.TIMEOUT: "Run its tool on the node by hand: what hangs waits for a driver, device or file system.",
+    Outcome.TIMEOUT: "Run its tool on the node by hand: what hangs waits for a driver, device or disk.",
     Outcome.UNKNOWN: "See the message and --verbose; 'ltpctl validate explain' tells how the check looks.",
 }
 """What to do where nothing was measured: the check's own advice is for a limit that was missed."""
