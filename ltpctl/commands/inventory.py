@@ -179,7 +179,7 @@ def prune(
         ),
     ],
 ) -> Exit:
-    """Remove old validation runs from the ledger: their verdicts and the numbers that they measured.
+    """Remove old validation runs from the ledger, with verdicts and numbers.
 
     Every event and state is kept, and each node's newest verdict. What was removed is itself an event.
     """
