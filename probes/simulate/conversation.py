@@ -147,16 +147,18 @@ async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     """Send a banner that never becomes one, a byte a second."""
     with _until_the_end(writer):
         for byte in _TRICKLE:
+            # The other side may have left during the last second.
+            if reader.at_eof() or writer.is_closing():
+                break
             writer.write(bytes([byte]))
             await writer.drain()
-            if reader.at_eof():
-                break
             await asyncio.sleep(1)
 
 
 @contextlib.contextmanager
 def _until_the_end(writer: asyncio.StreamWriter) -> Iterator[None]:
     # The fleet's end cancels these tasks, and asyncio would print that as an error of theirs.
-    with contextlib.suppress(OSError, asyncio.CancelledError):
+    # A connection that was lost while it was being written to is the other side's end (uvloop: RuntimeError).
+    with contextlib.suppress(OSError, RuntimeError, asyncio.CancelledError):
         yield
     writer.close()
