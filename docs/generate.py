@@ -1,4 +1,4 @@
-"""Write ``docs/reference/``: commands, configuration, checks, SKU profiles, node states; from code and data.
+"""Write ``docs/reference/``: commands, settings, checks and SKU profiles; from code and data.
 
 ``make docs`` runs it; a test fails when what is written is not what it would write.
 """
@@ -21,6 +21,7 @@ def pages() -> dict[str, str]:
         "configuration.md": configuration(),
         "checks.md": checks(),
         "profiles.md": profiles(),
+        "ltf-configuration.md": training(),
     }
 
 
@@ -124,6 +125,12 @@ def profiles() -> str:
             cells = (f"`{name}`", str(demand.fail or ""), str(demand.warn or ""), demand.reference)
             text += "| " + " | ".join(_cell(c) for c in cells) + " |\n"
     return text
+
+
+def training() -> str:
+    from ltf.config.reference import markdown
+
+    return HEAD + markdown()
 
 
 def _cell(text: str) -> str:

@@ -2,33 +2,87 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from ltf.config.errors import ConfigError
+from ltf.data.errors import DataError
+
+COMMANDS = {
+    "train": ("ltf.train.command", "train a model; under torchrun, or alone on one process"),
+    "estimate": ("ltf.estimate", "parameters, memory and operations of a configuration, by arithmetic"),
+    "data": ("ltf.data.command", "prepare, check and make token files"),
+    "numerics": ("ltf.numerics.command", "compare this device's arithmetic with a trusted reference"),
+    "checkpoint": ("ltf.checkpoint.command", "list a run's checkpoints, or read every byte of them"),
+    "export": ("ltf.export", "a checkpoint as a folder that transformers loads"),
+}
+"""Modules whose `main(argv)` gives the exit status; imported when asked for, as most need torch."""
+
+EXTRA = ("torch", "numpy", "safetensors", "tokenizers", "zstandard")
 
 USAGE = """\
 usage: python -m ltf COMMAND ...
 
 commands:
-  data    prepare, check and make token files
+{commands}
+
+examples:
+  python -m ltf data prepare books/ -o corpus/books --held-out 0.01
+  python -m ltf estimate qwen3-30b-a3b --world 64
+  python -m ltf numerics --json
+  torchrun --nproc-per-node 2 -m ltf train tiny --set data.sources.0.prefix=corpus/books
+  python -m ltf checkpoint verify ltf-run/checkpoints
+  python -m ltf export ltf-run exported
+
+`python -m ltf COMMAND --help` has the options. CONFIG is a YAML file or a preset's name.
+
+exit status:
+  0    done
+  1    the run failed, or a guard stopped it
+  2    the request, the configuration or the data is wrong; stderr says how
+  130  interrupted (Ctrl-C)
+  143  stopped by SIGTERM, after saving
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: done. 2: the request was wrong."""
+    """The exit status, as the usage lists them. A bug in the program is a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    match arguments[0] if arguments else None:
-        case "data":
-            from ltf.data import command as data
+    name = arguments[0] if arguments else None
+    if name in ("-h", "--help"):
+        print(_usage(), end="")
+        return 0
+    if name is None:
+        print(_usage(), end="", file=sys.stderr)
+        return 2
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        advice = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}"
+        print(f"error: no command {name!r}; {advice}", file=sys.stderr)
+        return 2
+    try:
+        command: Callable[[Sequence[str]], int] = import_module(COMMANDS[name][0]).main
+        return command(arguments[1:])
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRA:
+            raise
+        print(f"error: {name} needs {error.name}: pip install 'ltpctl[train]'", file=sys.stderr)
+        return 2
+    except (ConfigError, DataError) as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
-            return data.main(arguments[1:])
-        case "-h" | "--help":
-            print(USAGE, end="")
-            return 0
-        case None:
-            print(USAGE, end="", file=sys.stderr)
-        case command:
-            print(f"error: no command {command!r}; expected data", file=sys.stderr)
-    return 2
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = (f"  {name:<{width}}  {meaning}" for name, (_, meaning) in COMMANDS.items())
+    return USAGE.format(commands="\n".join(lines))
 
 
 if __name__ == "__main__":
