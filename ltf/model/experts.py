@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from ltf.model.mlp import gated
 
 GROUPED_DTYPES = (torch.float32, torch.bfloat16)
+_loops = False
 
 
 class Experts(nn.Module):
@@ -26,10 +30,16 @@ class Experts(nn.Module):
         self.down = nn.Parameter(torch.empty(count, width, hidden))
 
     def forward(self, x: Tensor, tokens_per_expert: Tensor) -> Tensor:
-        """x (rows, width) sorted by expert; tokens_per_expert (count,) sums to rows and may hold zeros."""
-        return grouped_linear(
-            gated(grouped_linear(x, self.gate_up, tokens_per_expert)), self.down, tokens_per_expert
-        )
+        """x (rows, width) sorted by expert; tokens_per_expert (count,) sums to rows and may hold zeros.
+
+        With expert parallelism the parameters are DTensors, and `count` is that of the experts held here.
+        """
+        hidden = gated(grouped_linear(x, _held(self.gate_up), tokens_per_expert))
+        return grouped_linear(hidden, _held(self.down), tokens_per_expert)
+
+
+def _held(weight: Tensor) -> Tensor:
+    return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
@@ -54,7 +64,18 @@ def can_group(x: Tensor, weight: Tensor) -> bool:
     """
     aligned = all(size * weight.element_size() % 16 == 0 for size in weight.shape[1:])
     same = x.dtype == weight.dtype and x.dtype in GROUPED_DTYPES
-    return hasattr(F, "grouped_mm") and aligned and same and x.shape[0] > 0
+    return not _loops and hasattr(F, "grouped_mm") and aligned and same and x.shape[0] > 0
+
+
+@contextmanager
+def looped() -> Iterator[None]:
+    """In here every process' experts run one after the other, also where torch has one kernel for all."""
+    global _loops  # noqa: PLW0603 - as torch's own choices of kernels are
+    before, _loops = _loops, True
+    try:
+        yield
+    finally:
+        _loops = before
 
 
 def _kernel(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,26 +63,74 @@ def load(path: Path, *, dtype: torch.dtype = torch.float32, device: str | torch.
 @torch.no_grad()
 def load_into(model: Decoder, path: Path) -> None:
     """Fill a model, or a stage's part of one, from that folder; values are cast to the parameters' dtype."""
-    where = _locations(path)
-    used: set[str] = set()
-    with ExitStack() as stack:
-        opened: dict[str, Any] = {}
-
-        def fetch(name: str) -> Tensor:
-            file = where[name]
-            if file not in opened:
-                opened[file] = stack.enter_context(_open(path / file))
-            if name not in opened[file].keys():  # noqa: SIM118  (not a mapping)
-                raise HfError(
-                    f"{path / INDEX} says that {file} holds {name}, which it does not: copy both again"
-                )
-            used.add(name)
-            tensor: Tensor = opened[file].get_tensor(name)
-            return tensor
-
+    with Reader.open(path) as reader:
         for name, parameter in model.named_parameters():
-            _fill(parameter, name, where, fetch)
-    _refuse_leftovers(set(where) - used, model, path)
+            reader.fill(parameter, name)
+        reader.refuse_strangers(model.args)
+
+
+class Reader:
+    """The tensors of such a folder, read one at a time and only as asked for."""
+
+    def __init__(self, path: Path, files: ExitStack) -> None:
+        self._path = path
+        self._files = files
+        self._where = _locations(path)
+        self._opened: dict[str, Any] = {}
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path) -> Iterator[Reader]:
+        with ExitStack() as files:
+            yield cls(path, files)
+
+    def fill(self, target: Tensor, name: str, *, first_expert: int = 0) -> None:
+        """Copy their tensors into our parameter, piece by piece, so that no second copy of it is ever whole.
+
+        Of a parameter of experts, `target` may be some experts in a row alone, from `first_expert` on.
+        """
+        if name not in ENDS:
+            prefix, key = _layer(name)
+            if key in STACKED and prefix + STACKED[key] in self._where:
+                theirs = prefix + STACKED[key]
+                _copy(
+                    target,
+                    self._file(theirs).get_slice(theirs)[first_expert : first_expert + len(target)],
+                    theirs,
+                )
+                return
+        for theirs, piece in split(name, target, first_expert=first_expert):
+            if theirs not in self._where:
+                raise HfError(
+                    f"the files lack {theirs}, which {name} needs: the download or export is not whole"
+                )
+            _copy(piece, self._file(theirs).get_tensor(theirs), theirs)
+
+    def refuse_strangers(self, args: ModelArgs) -> None:
+        """HfError if a weight is there that no parameter takes: such a bias would change the answers."""
+        with torch.device("meta"):
+            whole = Decoder(args)
+        known = {"lm_head.weight"} if args.tied_embeddings else set()
+        for name, parameter in whole.named_parameters():
+            known.update(theirs for theirs, _ in split(name, parameter))
+            if name not in ENDS:
+                prefix, key = _layer(name)
+                known.update([prefix + STACKED[key]] if key in STACKED else [])
+        strange = sorted(n for n in set(self._where) - known if not n.endswith("rotary_emb.inv_freq"))
+        if strange:
+            raise HfError(
+                f"{self._path} has {_some(strange)}, for which this decoder has no place: another model"
+            )
+
+    def _file(self, theirs: str) -> Any:
+        name = self._where[theirs]
+        if name not in self._opened:
+            self._opened[name] = self._files.enter_context(_open(self._path / name))
+        if theirs not in self._opened[name].keys():  # noqa: SIM118  (not a mapping)
+            raise HfError(
+                f"{self._path / INDEX} says that {name} holds {theirs}, which it does not: copy both again"
+            )
+        return self._opened[name]
 
 
 @torch.no_grad()
@@ -152,29 +200,19 @@ def plan_shards(
     return shards
 
 
-def split(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Our parameter as their tensors with their names, in a fixed order; views, nothing is copied."""
+def split(name: str, tensor: Tensor, *, first_expert: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Our parameter as their tensors with their names, in a fixed order; views, nothing is copied.
+
+    Of a parameter of experts, `tensor` may be some experts in a row alone, from `first_expert` on.
+    """
     if name in ENDS:
         yield ENDS[name], tensor
         return
     prefix, key = _layer(name)
     experts = tensor.unbind() if key in STACKED else (tensor,)
-    for e, matrix in enumerate(experts):
+    for e, matrix in enumerate(experts, first_expert):
         for theirs, piece in zip(LAYER[key], matrix.chunk(len(LAYER[key])), strict=True):
             yield prefix + theirs.format(e=e), piece
-
-
-def _fill(parameter: Tensor, name: str, where: Mapping[str, str], fetch: Callable[[str], Tensor]) -> None:
-    """Copy their tensors into our parameter, piece by piece, so that no second copy of it is ever whole."""
-    if name not in ENDS:
-        prefix, key = _layer(name)
-        if key in STACKED and prefix + STACKED[key] in where:
-            _copy(parameter, fetch(prefix + STACKED[key]), prefix + STACKED[key])
-            return
-    for theirs, piece in split(name, parameter):
-        if theirs not in where:
-            raise HfError(f"the files lack {theirs}, which {name} needs: the download or export is not whole")
-        _copy(piece, fetch(theirs), theirs)
 
 
 def _copy(target: Tensor, source: Tensor, theirs: str) -> None:
@@ -184,16 +222,6 @@ def _copy(target: Tensor, source: Tensor, theirs: str) -> None:
             "config.json and weights are not of one model"
         )
     target.copy_(source)
-
-
-def _refuse_leftovers(unused: set[str], model: Decoder, path: Path) -> None:
-    """A weight that no parameter takes, such as a bias, would change the model's answers without a word."""
-    if model.stage != type(model.stage).whole(model.args):
-        return
-    known = {"lm_head.weight"} if model.args.tied_embeddings else set()
-    strange = sorted(n for n in unused - known if not n.endswith("rotary_emb.inv_freq"))
-    if strange:
-        raise HfError(f"{path} has {_some(strange)}, for which this decoder has no place: another model")
 
 
 def _locations(path: Path) -> dict[str, str]:

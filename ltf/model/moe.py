@@ -57,7 +57,8 @@ def local_exchange(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
 def combine(copies: Tensor, weights: Tensor) -> Tensor:
     """copies (tokens * top_k, width) in token order, weights (tokens, top_k) -> sums (tokens, width)."""
     tokens, top_k = weights.shape
-    return torch.bmm(weights.to(copies.dtype).unsqueeze(1), copies.view(tokens, top_k, -1)).squeeze(1)
+    by_token = copies.view(tokens, top_k, copies.shape[-1])
+    return torch.bmm(weights.to(copies.dtype).unsqueeze(1), by_token).squeeze(1)
 
 
 def gather_copies(x: Tensor, order: Tensor, inverse: Tensor, copies: int) -> Tensor:
