@@ -87,6 +87,11 @@ class FileTokenizer:
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
+    def token(self, number: int) -> str:
+        """The name of that id, such as `</s>`."""
+        name: str = self._tokenizer.id_to_token(number)
+        return name
+
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(ids))
         return text
