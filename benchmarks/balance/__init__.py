@@ -1,0 +1,1 @@
+"""Static against measured division of micro-batches, one rank slowed."""
