@@ -310,7 +310,8 @@ def late_and_waiting(folder: str) -> None:
         if rank == 1:
             # Late by as much as rank 0 needs to tell that it waits.
             until = time.monotonic() + 60
-            while time.monotonic() < until and not waits(read(path_of(Path(folder), 0))):
+            told = path_of(Path(folder), 0)
+            while time.monotonic() < until and not (told.exists() and waits(read(told))):
                 time.sleep(0.02)
         dist.all_reduce(torch.ones(1))
     dist.destroy_process_group()
