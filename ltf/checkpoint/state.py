@@ -21,6 +21,7 @@ _V = TypeVar("_V")
 
 MODEL = "model."
 OPTIMIZER = "optimizer."
+RUN = "run."
 # What torch's wrappers add to the names of the modules inside them.
 WRAPPERS = ("_checkpoint_wrapped_module", "_orig_mod", "_fsdp_wrapped_module")
 
@@ -29,9 +30,16 @@ class State:
     """Parameters, persistent buffers and optimizer state of the module (or pipeline stages) of one rank.
 
     Made after sharding; optimizers hold these parameters. Tensors must be changed in place from then on.
+    `beside`: what else of a run is tensors, by name, equal on all ranks that have that name.
     """
 
-    def __init__(self, parts: Sequence[nn.Module], optimizers: Sequence[Optimizer] = ()) -> None:
+    def __init__(
+        self,
+        parts: Sequence[nn.Module],
+        optimizers: Sequence[Optimizer] = (),
+        beside: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._beside = dict(beside or {})
         self.optimizers = tuple(optimizers)
         self._parameters: dict[str, Tensor] = {}
         self._buffers: dict[str, tuple[nn.Module, str]] = {}
@@ -65,6 +73,7 @@ class State:
         for name, (module, key) in self._buffers.items():
             if (buffer := module._buffers[key]) is not None:
                 found.append(_piece(f"{MODEL}{name}", buffer))
+        found += [_piece(f"{RUN}{name}", tensor) for name, tensor in self._beside.items()]
         for optimizer in self.optimizers:
             for parameter, values in optimizer.state.items():
                 found += self._optimizer_pieces(parameter, values)

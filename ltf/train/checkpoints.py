@@ -6,8 +6,6 @@ import time
 from types import TracebackType
 from typing import Self
 
-from torch import nn
-
 from ltf import events
 from ltf.checkpoint.load import Loaded, load
 from ltf.checkpoint.saver import Saved, Saver
@@ -35,9 +33,7 @@ class Checkpoints:
         self._settings = config.checkpoint
         directory = config.checkpoint.directory or config.run.output / "checkpoints"
         self._store = Store(directory)
-        # The loads are buffers of a module of their own, and so are saved by name as parameters are.
-        parts: list[nn.Module] = [*model.parts, model.loads]
-        self._state = State(parts, [model.optimizer])
+        self._state = State(model.parts, [model.optimizer], model.loads.tensors())
         self._saver: Saver | None = None
         self._last: int | None = None
         self._stall = 0.0
