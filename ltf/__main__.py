@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
@@ -31,9 +34,9 @@ commands:
 examples:
   python -m ltf data prepare books/ -o corpus/books --held-out 0.01
   python -m ltf estimate qwen3-30b-a3b --world 64
-  python -m ltf numerics --json
+  python -m ltf numerics run.yaml --candidates configured
   torchrun --nproc-per-node 2 -m ltf train tiny --set data.sources.0.prefix=corpus/books
-  python -m ltf checkpoint verify ltf-run/checkpoints
+  python -m ltf checkpoint verify ltf-run
   python -m ltf export ltf-run exported
 
 `python -m ltf COMMAND --help` has the options. CONFIG is a YAML file or a preset's name.
@@ -42,7 +45,8 @@ exit status:
   0    done
   1    the run failed, or a guard stopped it
   2    the request, the configuration or the data is wrong; stderr says how
-  130  interrupted (Ctrl-C)
+  75   another run holds the output folder
+  130  interrupted (Ctrl-C); training is saved first
   143  stopped by SIGTERM, after saving
 """
 
@@ -64,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         command: Callable[[Sequence[str]], int] = import_module(COMMANDS[name][0]).main
-        return command(arguments[1:])
+        status = command(arguments[1:])
+        sys.stdout.flush()
+        return status
     except ModuleNotFoundError as error:
         if error.name not in EXTRA:
             raise
@@ -74,6 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Who read it has seen enough (`| head`). What is left in the buffer must not fail again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -85,5 +95,15 @@ def _usage() -> str:
     return USAGE.format(commands="\n".join(lines))
 
 
+def _end(status: int) -> None:
+    """End the process. A thread that waits in torch for a rank that is gone cannot be ended, and Python's own
+    end, which lets it run into a closed interpreter, would abort (status 134 in place of ours)."""
+    if any(thread.daemon for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _end(main())

@@ -95,8 +95,9 @@ class Balancer:
 
     `total`: micro-batches of a step over all units, `least`: a unit's fewest (a pipeline may need more than
     one). A speed is the median over `settings.window` steps; a plan comes at multiples of
-    `settings.every_steps`, and only when it promises `settings.threshold` times the speed of the present one,
-    so that noise moves nothing.
+    `settings.every_steps`, and only when it promises `settings.threshold` times the speed of the present one
+    by the whole window and by its halves, and would have saved `settings.saved_seconds` in it: a disturbance
+    that passes, and noise in steps too short to matter, move nothing.
     """
 
     def __init__(self, settings: schema.Balance, units: int, total: int, least: int = 1) -> None:
@@ -118,10 +119,17 @@ class Balancer:
         settings = self._settings
         if settings.mode != "auto" or step % settings.every_steps or len(self._seen) < settings.window:
             return None
-        speeds = [median(unit) for unit in zip(*self._seen, strict=True)]
+        seen = list(self._seen)
+        speeds = _medians(seen)
         counts = plan(self._total, speeds, self._least)
         before, after = _slowest(self.counts, speeds), _slowest(counts, speeds)
-        if counts == self.counts or before < after * settings.threshold:
+        half = len(seen) // 2
+        views = [speeds, *(_medians(part) for part in (seen[:half], seen[half:]) if part)]
+        worth = all(
+            _slowest(self.counts, view) >= settings.threshold * _slowest(counts, view) for view in views
+        )
+        saved = (before - after) * len(seen)
+        if counts == self.counts or not worth or saved < settings.saved_seconds:
             return None
         made = Plan(step, counts, self.counts, before, after)
         self.counts = counts
@@ -145,6 +153,10 @@ class Balancer:
                 for row in seen
                 if isinstance(row, list)
             )
+
+
+def _medians(rows: Sequence[Sequence[float]]) -> list[float]:
+    return [median(unit) for unit in zip(*rows, strict=True)]
 
 
 def _slowest(counts: Sequence[int], seconds: Sequence[float]) -> float:

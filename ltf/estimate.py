@@ -183,7 +183,7 @@ def _bytes(number: int) -> str:
     for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
         if number >= size:
             return f"{number / size:.2f} {unit}"
-    return f"{number / 2**10:.2f} KiB"
+    return f"{number / 2**10:.2f} KiB" if number else "0"
 
 
 def _flops(number: float) -> str:
@@ -195,7 +195,9 @@ def _flops(number: float) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m ltf estimate", description="What a configuration needs, by arithmetic alone."
+        prog="python -m ltf estimate",
+        description="What a configuration needs, by arithmetic alone.",
+        epilog="example: python -m ltf estimate qwen3-30b-a3b --world 64 --set batch.micro=2",
     )
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a preset")
     parser.add_argument(

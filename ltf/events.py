@@ -276,7 +276,7 @@ class Writer:
     `complain` hears of it when it begins and when it is over; the file then holds a finding `events.lost`.
 
     `run` and `attempt` come from LTP_RUN_ID and LTP_ATTEMPT; without them the run's name is `run` and the
-    attempt is TORCHELASTIC_RESTART_COUNT, or else how many attempts the file already tells of.
+    attempt is how many the file already tells of, or TORCHELASTIC_RESTART_COUNT where that is more.
     """
 
     folder: Path
@@ -377,14 +377,16 @@ class Writer:
         )
 
     def _attempt(self) -> int:
-        for name in ("LTP_ATTEMPT", "TORCHELASTIC_RESTART_COUNT"):
-            given = self.environment.get(name, "")
-            if given.isascii() and given.isdigit():
-                return int(given)
+        given = self.environment.get("LTP_ATTEMPT", "")
+        if given.isascii() and given.isdigit():
+            return int(given)
+        restarts = self.environment.get("TORCHELASTIC_RESTART_COUNT", "")
+        known = int(restarts) if restarts.isascii() and restarts.isdigit() else 0
         try:
-            return sum(event["event"] == RunStarted.event for event in read(self.path))
+            told = sum(1 for event in read(self.path) if event["event"] == RunStarted.event)
         except OSError:
-            return 0
+            return known
+        return max(known, told)
 
 
 def _plain(value: Any) -> Any:

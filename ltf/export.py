@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             model.state_dict(), args, options.output, dtype=DTYPES[options.dtype], tokenizer=tokenizer
         )
     except Unfit as error:
-        print(f"error: {entry.path}: {error}: export another checkpoint", file=sys.stderr)
+        print(f"error: {entry.path}: {error}; export another checkpoint: {_before(entry)}", file=sys.stderr)
         return 2
     except (HfError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -180,6 +180,18 @@ def _entry(path: Path) -> Entry:
     return found
 
 
+def _before(entry: Entry) -> str:
+    """What can be exported in its place: the newest that is whole, of those before it."""
+    for other in reversed(Store(entry.path.parent).entries()):
+        if other.version < entry.version:
+            try:
+                other.verify()
+            except Unfit:
+                continue
+            return f"{other.path} is good"
+    return "no older one is good"
+
+
 def _usual(args: ModelArgs) -> str | None:
     return tokenizers.BYTES if ByteTokenizer.vocabulary <= args.vocab_size <= MOST_BYTES else None
 
@@ -190,7 +202,9 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m ltf export", description="A checkpoint as a folder that transformers loads."
+        prog="python -m ltf export",
+        description="A checkpoint as a folder that transformers loads.",
+        epilog="example: python -m ltf export ltf-run exported",
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="its folder, or the run's")
     parser.add_argument("output", type=Path, metavar="OUT", help="a new folder")

@@ -95,13 +95,16 @@ class Lines:
 
 def banner(start: Start) -> list[str]:
     """The lines that a run begins with."""
-    layout = " x ".join(f"{name} {size}" for name, size in start.layout.items() if size > 1) or "one rank"
+    layout = " x ".join(f"{name} {size}" for name, size in start.layout.items() if size > 1)
+    left = f"steps {start.first_step} to {start.steps}"
+    if start.first_step > start.steps:
+        left = f"all {start.steps} steps are done (run.steps)"
     peak = start.peak
     return [
-        f"run {start.run}, attempt {start.attempt}: steps {start.first_step} to {start.steps}",
+        f"run {start.run}, attempt {start.attempt}: {left}",
         f"  model    {count(start.parameters)} parameters, {count(start.active_parameters)} active a token, "
         f"{_si(start.token_flops)}FLOP a token",
-        f"  layout   {start.world} rank{'s' * (start.world != 1)}: {layout}",
+        f"  layout   {start.world} rank{'s' * (start.world != 1)}" + (f": {layout}" if layout else ""),
         f"  device   {start.device}, {start.dtype}, "
         + (f"peak {_si(peak.flops)}FLOP/s ({peak.source})" if peak else "peak unknown: no MFU"),
         f"  batch    {start.samples} samples of {start.seq_len} tokens, "
@@ -113,29 +116,29 @@ def banner(start: Start) -> list[str]:
 def progress_line(steps: Sequence[Progress], total: int, devices: int) -> str:
     """The last step's values and the rates of all; columns keep their places from line to line.
 
-    Stalls are shares of the time; loss, norm and lr are the last step's.
+    Stalls are shares of the time; loss, norm and lr are the last step's. MFU is there where the device's peak
+    is known, which is so for all steps of a run or for none.
     """
     last = steps[-1]
     seconds = sum(each.seconds for each in steps)
     rate = sum(each.tokens for each in steps) / seconds if seconds > 0 else float("nan")
     used = [each.mfu for each in steps if each.mfu is not None]
-    mfu = f"{sum(used) / len(used):.1%}" if used else _UNKNOWN
     data, checkpoint = (
-        f"{sum(stalls) / seconds if seconds > 0 else 0.0:.1%}"
+        _share(sum(stalls) / seconds if seconds > 0 else 0.0)
         for stalls in ([each.data_stall for each in steps], [each.checkpoint_stall for each in steps])
     )
     parts = [
         f"step {last.step:>{len(str(total))}}/{total}",
-        f"loss {last.loss:8.4f}",
+        f"loss {last.loss:7.4f}",
         f"norm {_number(last.norm, '8.3g')}",
         f"lr {last.lr:.2e}",
-        f"tok/s {count(rate):>6} ({count(rate / devices):>6}/device)",
-        f"mfu {mfu:>5}",
-        f"mem {size(last.memory):>9}",
-        f"stall data {data:>6} ckpt {checkpoint:>6}",
+        f"tok/s {count(rate):>5}" + (f" ({count(rate / devices):>5}/device)" if devices > 1 else ""),
+        *([f"mfu {sum(used) / len(used):>5.1%}"] if used else []),
+        f"mem {size(last.memory):>8}",
+        f"stall data {data:>5} ckpt {checkpoint:>5}",
     ]
     if last.balance is not None or last.expert_load is not None:
-        parts.append(f"balance {_number(last.balance, '7.4f')} load {_number(last.expert_load, '5.2f')}")
+        parts.append(f"balance {_number(last.balance, '6.3f')} load {_number(last.expert_load, '5.2f')}")
     if last.skipped:
         parts.append("SKIPPED")
     return "  ".join(parts)
@@ -144,7 +147,8 @@ def progress_line(steps: Sequence[Progress], total: int, devices: int) -> str:
 def finding_lines(finding: Finding, where: Sequence[Where] = ()) -> list[str]:
     """Hard to overlook, and one line for each rank that the evidence names."""
     mark = {Severity.INFO: "---", Severity.WARNING: "!!!", Severity.ERROR: "!!!!!!"}[finding.severity]
-    head = f"{mark} {finding.severity.upper()} {finding.kind} at step {finding.step}: {finding.message}"
+    step = f" at step {finding.step}" if finding.step >= 0 else ""
+    head = f"{mark} {finding.severity.upper()} {finding.kind}{step}: {finding.message}"
     return [head, *(f"{mark}   rank {each.rank}, node {each.node}, device {each.device}" for each in where)]
 
 
@@ -208,6 +212,11 @@ class Board:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _share(part: float) -> str:
+    """In at most five characters."""
+    return f"{part:.1%}" if part < 0.9995 else f"{part:.0%}"
 
 
 def _si(number: float) -> str:

@@ -173,8 +173,14 @@ def memory(device: torch.device) -> Memory:
     return Memory(
         torch.accelerator.max_memory_allocated(device),
         torch.accelerator.max_memory_reserved(device),
-        torch.accelerator.get_memory_info(device)[1],
+        _device_memory(device),
     )
+
+
+@cache
+def _device_memory(device: torch.device) -> int:
+    # It does not change, and drivers take their time to answer.
+    return int(torch.accelerator.get_memory_info(device)[1])
 
 
 def reset_memory(device: torch.device) -> None:

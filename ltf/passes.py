@@ -23,7 +23,7 @@ class Totals:
     `loss_tokens`: labels that count. `tokens`, `rows`: all positions and all samples.
     `counts`: each MoE layer's assignments in the batch *before*, on which the batch balance loss rests. Known
     before the first pass begins, they make the loss the same however the batch is split among ranks and
-    micro-batches. Empty at the first step: the load is then taken as even.
+    micro-batches. Where empty, the load is taken as even.
     """
 
     loss_tokens: int

@@ -1,39 +1,39 @@
-"""How long a rank's own work takes, apart from the time it waits for others, and which ranks are slow."""
+"""How long a rank's own work takes, apart from the time it waits for others."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from statistics import median
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from ltf.config import schema
-from ltf.findings import Finding, Json, Severity
-
-JITTER_STEPS = 100
-"""Steps of a rank's own past in which jitter is looked for: enough for a 95th percentile."""
-JITTER_BURSTS = 3
-"""Slow steps must come and go at least so often; fewer are a rank that became slow: another finding."""
-
 
 @dataclass(frozen=True)
 class OwnSeconds:
-    """Of one step's forward passes, and the samples that went through them."""
+    """Of one step's forward passes, and the samples that went through them.
+
+    `uneven`: the part of `seconds` that follows from more than the number of rows, as in experts to which
+    other ranks send tokens: a rank with the favoured ones has more work, and is not slow.
+    """
 
     seconds: float
     rows: int
+    uneven: float = 0.0
 
     @property
     def per_row(self) -> float:
         """NaN when nothing was measured."""
         return self.seconds / self.rows if self.rows else float("nan")
+
+    @property
+    def even_per_row(self) -> float:
+        """What ranks can be compared by; NaN when nothing was measured."""
+        even = self.seconds - self.uneven
+        return even / self.rows if self.rows and even > 0 else float("nan")
 
 
 class Clock(Protocol):
@@ -59,11 +59,18 @@ class OwnWork:
     """
 
     def __init__(
-        self, modules: Iterable[nn.Module], device: torch.device, clock: Clock | None = None
+        self,
+        modules: Iterable[nn.Module],
+        device: torch.device,
+        clock: Clock | None = None,
+        *,
+        uneven: Collection[nn.Module] = (),
     ) -> None:
-        """`clock`: in place of the device's own."""
+        """`clock`: in place of the device's own. `uneven`: those of `modules` whose time is `uneven`."""
         self._clock: Clock = clock or (HostClock() if device.type == "cpu" else DeviceClock(device))
+        self._uneven = frozenset(uneven)
         self._spans: list[tuple[Any, Any]] = []
+        self._uneven_spans: list[tuple[Any, Any]] = []
         self._rows = 0
         self._running: nn.Module | None = None
         self._began: Any = None
@@ -89,8 +96,9 @@ class OwnWork:
         On an accelerator it waits for the device to reach the end of the last forward pass: call it once a
         step, after the step's loss was read, and there is nothing left to wait for.
         """
-        taken = OwnSeconds(self._clock.seconds(self._spans), self._rows)
-        self._spans, self._rows, self._running = [], 0, None
+        even, uneven = self._clock.seconds(self._spans), self._clock.seconds(self._uneven_spans)
+        taken = OwnSeconds(even + uneven, self._rows, uneven)
+        self._spans, self._uneven_spans, self._rows, self._running = [], [], 0, None
         return taken
 
     def remove(self) -> None:
@@ -114,176 +122,22 @@ class OwnWork:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _stop(self, module: nn.Module, args: object, output: object) -> None:
         if self._running is module and not _in_backward():
-            self._spans.append((self._began, self._clock.mark()))
+            self._count(module)
             self._running = None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _pause(self) -> None:
         if self._running is not None and not _in_backward():
-            self._spans.append((self._began, self._clock.mark()))
+            self._count(self._running)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _go_on(self) -> None:
         if self._running is not None and not _in_backward():
             self._began = self._clock.mark()
 
-
-class SlowRanks:
-    """Says which ranks became slow or unsteady, and which are so no longer. Pure and the same on every rank.
-
-    *Slow*: over the last `settings.slow_steps` steps, the median of a rank's seconds a row relative to the
-    median of its peers' at the same step is `settings.slow_factor` or more. Peers are the other ranks of its
-    group, those that do the same work (a pipeline's first stage is no peer of its last); a rank without any
-    is not judged. *Jitter*: of its last `JITTER_STEPS` steps, the 95th percentile is
-    `settings.jitter_factor` times its own median or more. Either is over when the factor's excess over 1 has
-    fallen to half the limit's.
-    """
-
-    def __init__(self, settings: schema.Noise, groups: Sequence[Hashable]) -> None:
-        """`groups`: each rank's."""
-        self._settings = settings
-        self._peers = [
-            [other for other, theirs in enumerate(groups) if theirs == group and other != rank]
-            for rank, group in enumerate(groups)
-        ]
-        self._pasts = [_Past.empty(settings.slow_steps) for _ in groups]
-
-    def observe(self, step: int, seconds_per_row: Sequence[float]) -> list[Finding]:
-        """By rank, NaN where nothing was measured; what changed with this step."""
-        if len(seconds_per_row) != len(self._pasts):
-            raise ValueError(f"step {step}: {len(seconds_per_row)} measurements of {len(self._pasts)} ranks")
-        found = []
-        for rank, (own, past) in enumerate(zip(seconds_per_row, self._pasts, strict=True)):
-            if not _measured(own):
-                continue
-            past.own.append((step, own))
-            others = [seconds_per_row[peer] for peer in self._peers[rank] if _measured(seconds_per_row[peer])]
-            if others:
-                past.ratios.append((step, own / median(others)))
-            found += [each for each in (self._slow(step, rank), self._jitter(step, rank)) if each is not None]
-        return found
-
-    def state(self) -> dict[str, Json]:
-        """For a checkpoint."""
-        return {"ranks": [past.state() for past in self._pasts]}
-
-    def restore(self, state: dict[str, Json]) -> None:
-        """Take up a state; one of another number of ranks means nothing here and is left."""
-        ranks = state["ranks"]
-        if isinstance(ranks, list) and len(ranks) == len(self._pasts):
-            self._pasts = [_Past.of(each, self._settings.slow_steps) for each in ranks]
-
-    def _slow(self, step: int, rank: int) -> Finding | None:
-        past, limit = self._pasts[rank], self._settings.slow_factor
-        if len(past.ratios) < self._settings.slow_steps:
-            return None
-        factor = median(ratio for _, ratio in past.ratios)
-        if past.slow_since is None and factor >= limit:
-            past.slow_since = next(at for at, ratio in past.ratios if ratio >= limit)
-            return Finding(
-                kind="slow_rank",
-                severity=Severity.WARNING,
-                step=step,
-                message=f"rank {rank} takes {factor:.2f} times as long as its peers for its own work since "
-                f"step {past.slow_since} (limit {limit:g}, median of {len(past.ratios)} steps)",
-                ranks=(rank,),
-                evidence={"factor": factor, "since": past.slow_since, "limit": limit},
-            )
-        if past.slow_since is not None and factor < _calm(limit):
-            since, past.slow_since = past.slow_since, None
-            return Finding(
-                kind="slow_rank.over",
-                severity=Severity.INFO,
-                step=step,
-                message=f"rank {rank}, slow since step {since}, keeps up again: {factor:.2f} times its peers",
-                ranks=(rank,),
-                evidence={"factor": factor, "since": since, "limit": limit},
-            )
-        return None
-
-    def _jitter(self, step: int, rank: int) -> Finding | None:
-        past, limit = self._pasts[rank], self._settings.jitter_factor
-        if len(past.own) < JITTER_STEPS:
-            return None
-        seconds = sorted(each for _, each in past.own)
-        middle, high = median(seconds), seconds[math.ceil(0.95 * len(seconds)) - 1]
-        factor = high / middle
-        if (
-            past.jitter_since is None
-            and factor >= limit
-            and _bursts(past.own, limit * middle) >= JITTER_BURSTS
-        ):
-            past.jitter_since = next(at for at, each in past.own if each >= limit * middle)
-            return Finding(
-                kind="jitter",
-                severity=Severity.WARNING,
-                step=step,
-                message=f"rank {rank} is unsteady since step {past.jitter_since}: its slowest twentieth of "
-                f"{len(seconds)} steps takes {factor:.2f} times its own median or more (limit {limit:g})",
-                ranks=(rank,),
-                evidence={
-                    "factor": factor,
-                    "since": past.jitter_since,
-                    "limit": limit,
-                    "median_seconds_per_row": middle,
-                    "p95_seconds_per_row": high,
-                },
-            )
-        if past.jitter_since is not None and factor < _calm(limit):
-            since, past.jitter_since = past.jitter_since, None
-            return Finding(
-                kind="jitter.over",
-                severity=Severity.INFO,
-                step=step,
-                message=f"rank {rank}, unsteady since step {since}, is steady again: {factor:.2f}",
-                ranks=(rank,),
-                evidence={"factor": factor, "since": since, "limit": limit},
-            )
-        return None
-
-
-@dataclass
-class _Past:
-    """(step, value) pairs, newest last; `slow_since`, `jitter_since`: set while the finding stands."""
-
-    ratios: deque[tuple[int, float]]
-    own: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=JITTER_STEPS))
-    slow_since: int | None = None
-    jitter_since: int | None = None
-
-    @classmethod
-    def empty(cls, slow_steps: int) -> _Past:
-        return cls(deque(maxlen=slow_steps))
-
-    @classmethod
-    def of(cls, state: Any, slow_steps: int) -> _Past:
-        past = cls.empty(slow_steps)
-        past.ratios.extend((step, ratio) for step, ratio in state["ratios"])
-        past.own.extend((step, own) for step, own in state["own"])
-        past.slow_since, past.jitter_since = state["slow_since"], state["jitter_since"]
-        return past
-
-    def state(self) -> dict[str, Json]:
-        return {
-            "ratios": [list(pair) for pair in self.ratios],
-            "own": [list(pair) for pair in self.own],
-            "slow_since": self.slow_since,
-            "jitter_since": self.jitter_since,
-        }
-
-
-def _measured(seconds: float) -> bool:
-    return math.isfinite(seconds) and seconds > 0
-
-
-def _calm(limit: float) -> float:
-    return 1 + (limit - 1) / 2
-
-
-def _bursts(own: Iterable[tuple[int, float]], limit: float) -> int:
-    """How many runs of slow steps there are."""
-    slow = [each >= limit for _, each in own]
-    return sum(now and not before for before, now in zip([False, *slow], slow, strict=False))
+    def _count(self, module: nn.Module) -> None:
+        spans = self._uneven_spans if module in self._uneven else self._spans
+        spans.append((self._began, self._clock.mark()))
 
 
 class HostClock:

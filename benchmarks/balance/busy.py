@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from multiprocessing.synchronize import Event
 
 
-def compute(core: int, begun: Event) -> None:
+def compute(core: int) -> None:
     """Without end."""
     os.sched_setaffinity(0, {core})
-    begun.set()
     while True:
         pass

@@ -1,17 +1,20 @@
 """What the always-on guards cost: CPU time of a step's passes and update without them, and with each.
 
-    python -m benchmarks.guards [--steps 60]
+    python -m benchmarks.guards [--rounds 12] [--shape middle]
 
-One process, one thread. The variants take turns step by step, so what else the machine does hits them alike;
-the figure is the median over steps of CPU time (not wall time), relative to the median without guards.
+One process, one thread, one model. The variants take turns step by step, in random order. The figure is the
+least CPU time (not wall time) of a variant's steps beside the least without guards: what other work on the
+machine adds, through shared caches and memory, is never negative. Medians stand beside it. `finite, gradients
+digested` is what `python -m ltf train` does in every step unless told otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -42,36 +45,48 @@ MIDDLE = replace(
     head_dim=64,
     moe=MoEArgs(experts=16, top_k=2, expert_width=384),
 )
-SHAPES = {"tiny preset": (TINY, 8, 128, 2), "middle": (MIDDLE, 2, 256, 2)}
+SHAPES = {"tiny": (TINY, 8, 128, 2), "middle": (MIDDLE, 2, 512, 4)}
+"""Of each: samples in a micro-batch, their length in tokens, and micro-batches in a step."""
+WARM_UP = 1
+
+
+@dataclass(frozen=True)
+class Variant:
+    corruption: bool
+    digests: bool = False
+
+
 VARIANTS = {
     "none": None,
-    "finite": {"finite": True, "corruption": False},
-    "finite, gradients digested": {"finite": True, "corruption": True},
-    "everything digested (a step before a replay)": {"finite": True, "corruption": True, "digests": True},
+    "finite": Variant(corruption=False),
+    "finite, gradients digested": Variant(corruption=True),
+    "everything digested (a step before a replay)": Variant(corruption=True, digests=True),
 }
 
 
 class Rank:
-    """A model of its own under one variant."""
+    """One model, so that no variant has luckier memory; the hooks of those whose turn it is not are quiet."""
 
-    def __init__(self, args: ModelArgs, options: dict[str, bool] | None) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         self.model = Decoder(args)
         init_weights(self.model, 0)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
         self.passes = Accumulation(self.model, masked=False)
-        options = dict(options) if options is not None else None
-        self.digests = options.pop("digests", False) if options is not None else False
-        self.watch = Watch([self.model], args.layers, **options) if options is not None else None
+        self.watches = {
+            corruption: Watch([self.model], args.layers, corruption=corruption)
+            for corruption in (False, True)
+        }
 
-    def step(self, number: int, batches: list[Batch], totals: Totals) -> float:
+    def step(self, number: int, variant: Variant | None, batches: list[Batch], totals: Totals) -> float:
         """CPU seconds."""
+        watch = None if variant is None else self.watches[variant.corruption]
         began = time.process_time()
         self.optimizer.zero_grad()
-        if self.watch is not None:
-            self.watch.begin(number, digests=self.digests)
+        if watch is not None and variant is not None:
+            watch.begin(number, digests=variant.digests)
         passed = self.passes(batches, totals)
-        if self.watch is not None:
-            report = self.watch.finish(passed)
+        if watch is not None:
+            report = watch.finish(passed)
             assert attribute(number, [report], [0], layers=self.model.args.layers) is None
         else:
             passed.loss.item()
@@ -83,26 +98,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=60)
-    steps = parser.parse_args().steps
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--shape", choices=SHAPES, action="append")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    for name, (args, samples, length, micro) in SHAPES.items():
+    for name in options.shape or SHAPES:
+        args, samples, length, micro = SHAPES[name]
         batches = [batch(args, samples, length, seed) for seed in range(micro)]
         tokens = samples * length * micro
         totals = Totals(tokens, tokens, samples * micro, {})
-        ranks = {variant: Rank(args, options) for variant, options in VARIANTS.items()}
-        seconds: dict[str, list[float]] = {variant: [] for variant in ranks}
-        for number in range(steps + 3):
-            for variant, rank in ranks.items():
-                took = rank.step(number, batches, totals)
-                if number >= 3:
-                    seconds[variant].append(took)
-        base = statistics.median(seconds["none"])
+        rank, chance = Rank(args), random.Random(0)
+        seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+        for number in range(options.rounds + WARM_UP):
+            for variant in chance.sample(sorted(VARIANTS), len(VARIANTS)):
+                taken = rank.step(number, VARIANTS[variant], batches, totals)
+                if number >= WARM_UP:
+                    seconds[variant].append(taken)
         print(f"{name}: {args.layers} layers, width {args.width}, {tokens} tokens a step")
         for variant, took in seconds.items():
-            median = statistics.median(took)
-            print(f"  {variant:48} {1e3 * median:9.2f} ms  {100 * (median / base - 1):+6.2f} %")
+            base = seconds["none"]
+            more = 100 * (min(took) / min(base) - 1)
+            middle = 100 * (statistics.median(took) / statistics.median(base) - 1)
+            print(f"  {variant:46} {1e3 * min(took):9.2f} ms  {more:+6.2f} %  (medians {middle:+.2f} %)")
 
 
 def batch(args: ModelArgs, samples: int, length: int, seed: int) -> Batch:

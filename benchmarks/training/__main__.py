@@ -1,7 +1,8 @@
 """Training speed, side by side in one run: ``python -m benchmarks.training [--shape moe,dense]``.
 
 Each contender takes a whole step (forward, loss, router loss, backward, clipping, AdamW) on the same tokens
-with a model of the same shape in the same dtype on the same device; they take turns, and medians count.
+with a model of the same shape in the same dtype on the same device; they take turns, and medians count. All
+losses are of the same tokens again and again, and fall at about the same rate: nobody leaves work out.
 
 - *ltf*: `ltf.model.Decoder` with what `python -m ltf train` uses around it.
 - *transformers*: `Qwen3MoeForCausalLM` or `Qwen3ForCausalLM` as it comes (SDPA attention, its own choice of
@@ -26,7 +27,8 @@ import torch
 from torch import Tensor
 
 from ltf.config.schema import Optimizer
-from ltf.metrics import peak_flops
+from ltf.metrics import find_peak
+from ltf.metrics import mfu as mfu_of
 from ltf.model.args import ModelArgs, MoEArgs
 from ltf.model.count import count_parameters, token_flops
 from ltf.model.decoder import Decoder
@@ -80,6 +82,7 @@ class Row:
     contender: str
     tokens_per_second: float
     seconds: float
+    cpu_seconds: float
     ratio: float
     """Of tokens a second to those of transformers as it comes."""
     mfu: float | None
@@ -95,9 +98,9 @@ def ltf_step(shape: Shape, tokens: Tensor, dtype: torch.dtype, *, compiled: bool
     model = model.to(tokens.device, dtype)
     if compiled:
         for _, block in model.blocks():
-            block.compile()  # type: ignore[no-untyped-call]
+            block.compile()
     optimizer = adamw(model.named_parameters(), SETTINGS)
-    inputs, labels = tokens[:, :-1], tokens[:, 1:]
+    inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     totals = Totals(inputs.numel(), inputs.numel(), inputs.shape[0], {})
     mask = torch.ones_like(labels)
 
@@ -117,13 +120,14 @@ def transformers_step(shape: Shape, tokens: Tensor, dtype: torch.dtype, *, fused
     known = config_from_args(shape.args, dtype)
     moe = shape.args.moe is not None
     values = {key: value for key, value in known.items() if key not in ("architectures", "model_type")}
-    kind = transformers.Qwen3MoeConfig if moe else transformers.Qwen3Config
+    kind: Any = transformers.Qwen3MoeConfig if moe else transformers.Qwen3Config
     config = kind(**values, **({"output_router_logits": True} if moe else {}))
     torch.manual_seed(0)
     maker: Any = transformers.Qwen3MoeForCausalLM if moe else transformers.Qwen3ForCausalLM
     model = maker(config).to(tokens.device, dtype)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=SETTINGS.lr, **({"fused": True} if fused else {}))
-    inputs, labels = tokens[:, :-1], tokens[:, 1:]
+    # None is the default: torch chooses.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=SETTINGS.lr, fused=fused or None)
+    inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def step() -> float:
         # shift_labels: its own shift would leave one label of each sample out.
@@ -155,22 +159,25 @@ def measure(name: str, shape: Shape, options: argparse.Namespace) -> list[Row]:
     if options.compile:
         contenders["ltf, compiled blocks"] = ltf_step(shape, tokens, dtype, compiled=True)
     seconds: dict[str, list[float]] = {contender: [] for contender in contenders}
+    cpu_seconds: dict[str, list[float]] = {contender: [] for contender in contenders}
     losses: dict[str, float] = {}
     for round_ in range(options.rounds + options.warmup):
         for contender, step in contenders.items():
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), time.process_time()
             losses[contender] = step()
             if round_ >= options.warmup:
                 seconds[contender].append(time.perf_counter() - began)
-    peak = peak_flops(device, options.dtype)
+                cpu_seconds[contender].append(time.process_time() - cpu)
+    peak = find_peak(None, device, dtype)
     flops = token_flops(shape.args, shape.seq_len).training
     count = shape.samples * shape.seq_len
     base = statistics.median(seconds["transformers"])
     rows = []
     for contender, taken in seconds.items():
         middle = statistics.median(taken)
-        mfu = None if peak is None else count / middle * flops / peak
-        rows.append(Row(name, contender, count / middle, middle, base / middle, mfu, losses[contender]))
+        mfu = mfu_of(count / middle, flops, 1, peak)
+        own = statistics.median(cpu_seconds[contender])
+        rows.append(Row(name, contender, count / middle, middle, own, base / middle, mfu, losses[contender]))
     return rows
 
 
@@ -179,11 +186,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shape", default="moe,dense", help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--threads", type=int, help="of torch's operators on a CPU; default: torch's own")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--compile", action="store_true", help="ltf with torch.compile as well")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     rows = []
     for name in options.shape.split(","):
         if name not in SHAPES:
@@ -203,7 +213,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if row.shape == name:
                 mfu = "-" if row.mfu is None else f"{row.mfu:.1%}"
                 speed = f"{row.tokens_per_second:10.0f} tokens/s {row.ratio:6.2f}x"
-                print(f"  {row.contender:28} {speed}  MFU {mfu}")
+                rest = f"{row.cpu_seconds:8.2f} CPU s  MFU {mfu}  loss {row.loss:.3f}"
+                print(f"  {row.contender:26} {speed} {rest}")
     return 0
 
 

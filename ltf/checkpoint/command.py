@@ -16,17 +16,24 @@ from ltf.findings import Json
 
 def main(argv: Sequence[str]) -> int:
     """0: done. 1: `verify` found a bad one, or none that is good. 2: the request was wrong."""
-    parser = argparse.ArgumentParser(prog="python -m ltf checkpoint", description=__doc__)
-    parser.add_argument("action", choices=("list", "verify"), help="verify: read every byte")
-    parser.add_argument("directory", type=Path, help="a run's checkpoint folder")
+    parser = argparse.ArgumentParser(
+        prog="python -m ltf checkpoint",
+        description="What checkpoints a run has. `list` looks at manifests and sizes of files: complete.\n"
+        "`verify` reads every byte: good.",
+        epilog="example: python -m ltf checkpoint verify ltf-run\n\n"
+        "exit status of verify: 1 if one is bad, or none is there",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("action", choices=("list", "verify"))
+    parser.add_argument("directory", type=Path, help="a run's output folder, or its checkpoint folder")
     parser.add_argument("--json", action="store_true", help="one JSON document")
     try:
         arguments = parser.parse_args(list(argv))
     except SystemExit as error:
         return int(error.code or 0)
-    store = Store(arguments.directory)
+    store = Store(_folder(arguments.directory))
     if not store.root.is_dir():
-        print(f"error: {store.root} is no folder; give a run's checkpoint folder", file=sys.stderr)
+        print(f"error: {store.root} is no folder; give a run's output folder", file=sys.stderr)
         return 2
     full = arguments.action == "verify"
     rows = [_row(entry, full=full) for entry in store.entries()]
@@ -34,9 +41,15 @@ def main(argv: Sequence[str]) -> int:
     if arguments.json:
         print(json.dumps({"directory": str(store.root), "checkpoints": rows}, indent=1))
     else:
-        _print(rows)
+        _print(rows, store.root)
     present = [row for row in rows if row["status"] != "quarantined"]
     return int(full and (not present or any(row["status"] == "bad" for row in present)))
+
+
+def _folder(given: Path) -> Path:
+    """Where a run's output folder is given, that of its checkpoints, unless they are somewhere else."""
+    inside = given / "checkpoints"
+    return inside if inside.is_dir() and not Store(given).entries() else given
 
 
 def _row(entry: Entry, *, full: bool) -> dict[str, Json]:
@@ -53,9 +66,9 @@ def _quarantined(path: Path) -> dict[str, Json]:
     return {"path": str(path), "status": "quarantined"}
 
 
-def _print(rows: Sequence[dict[str, Json]]) -> None:
+def _print(rows: Sequence[dict[str, Json]], root: Path) -> None:
     if not rows:
-        print("no checkpoints")
+        print(f"no checkpoints in {root}")
     for row in rows:
         if row["status"] == "quarantined":
             print(f"{'-':>10}  quarantined  {row['path']}")

@@ -208,7 +208,16 @@ def shares(files: Mapping[str, FileRecord], ranks: int) -> list[list[str]]:
 
 def _check_fit(peers: Peers, state: State, metadata: Metadata, entry: Entry) -> None:
     state.make_optimizer_state(any(name.startswith(OPTIMIZER) for name in metadata.state_dict_metadata))
-    wrong = sorted({line for lines in peers.gather(differences(state.pieces(), metadata)) for line in lines})
+    pieces = state.pieces()
+    names = [piece.name for piece in pieces if piece.name.startswith(MODEL)]
+    gathered = peers.gather((differences(pieces, metadata), names))
+    wrong = sorted({line for lines, _ in gathered for line in lines})
+    # What no rank has a place for would be lost without a word.
+    held = {name for _, names in gathered for name in names}
+    left = sorted(
+        name for name in metadata.state_dict_metadata if name.startswith(MODEL) and name not in held
+    )
+    wrong += [f"{name.removeprefix(MODEL)} is not in this model" for name in left]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise LoadError(

@@ -6,13 +6,12 @@ ranks hold are written once; a rank of any other layout reads the overlap of its
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import os
 import pickle
 import warnings
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +42,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from ltf.checkpoint.beside import DigestBeside
 from ltf.checkpoint.manifest import METADATA, FileRecord, Unfit
 
 # One process that reads or writes by itself is what is meant here, and no mistake.
@@ -126,13 +126,16 @@ class DigestingWriter(FileSystemWriter):
     def __init__(self, folder: Path) -> None:
         # The tensors are on the CPU already: nothing to copy ahead.
         super().__init__(folder, sync_files=True, per_thread_copy_ahead=0, overwrite=False)
-        self.fs = self._files = _DigestingFiles()
+        self._tensors: list[Tensor] = []
+        self.fs = self._files = _DigestingFiles(lambda: self._tensors)
 
     @property
     def records(self) -> dict[str, FileRecord]:
         return self._files.records
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        if isinstance(planner, SavePieces):
+            self._tensors = [piece.local for piece in planner.pieces.values()]
         try:
             return super().write_data(plan, planner)
         except RuntimeError as error:
@@ -199,9 +202,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _DigestingFiles(FileSystem):
-    def __init__(self) -> None:
+    def __init__(self, lasting: Callable[[], Iterable[Tensor]]) -> None:
         self.records: dict[str, FileRecord] = {}
         self.error: OSError | None = None
+        self._lasting = lasting
 
     @contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Generator[io.IOBase, None, None]:
@@ -209,12 +213,13 @@ class _DigestingFiles(FileSystem):
             if "w" not in mode:
                 yield cast(io.IOBase, stream)
                 return
-            digesting = _DigestingStream(cast(io.BufferedWriter, stream))
-            try:
-                yield cast(io.IOBase, digesting)
-            finally:
-                self.error = self.error or digesting.error
-            self.records[Path(path).name] = FileRecord(digesting.size, digesting.digest.hexdigest())
+            with DigestBeside(self._lasting()) as digest:
+                digesting = _DigestingStream(cast(io.BufferedWriter, stream), digest)
+                try:
+                    yield cast(io.IOBase, digesting)
+                finally:
+                    self.error = self.error or digesting.error
+                self.records[Path(path).name] = FileRecord(digesting.size, digest.finish())
 
     def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
         super().rename(path, new_path)
@@ -224,17 +229,18 @@ class _DigestingFiles(FileSystem):
 class _DigestingStream:
     """What torch's writer uses of a file, write by write in order."""
 
-    def __init__(self, stream: io.BufferedWriter) -> None:
+    def __init__(self, stream: io.BufferedWriter, digest: DigestBeside) -> None:
         self.stream = stream
-        self.digest = hashlib.sha256()
+        self.digest = digest
         self.size = 0
         self.error: OSError | None = None
 
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        self.size += memoryview(data).nbytes
+    def write(self, data: bytes | memoryview) -> int:
+        view = memoryview(data)
+        self.digest.update(view)
+        self.size += view.nbytes
         try:
-            return self.stream.write(data)
+            return self.stream.write(view)
         except OSError as error:
             self.error = self.error or error
             raise

@@ -28,8 +28,10 @@ other wait by the group's timeout.
 
 **SIGTERM** on any rank: STOP, a HOLD after which the gate stays closed. When the copy is complete `stopping`
 is true; the loop leaves at its next micro-batch, calls `close`, which waits for the commit, and ends with
-status 143. A main thread that has not come `leave_seconds` after the commit is not waited for: the process
-ends with 143. A second SIGTERM ends it at once.
+`stop_status`, 143. A main thread that has not come `leave_seconds` after the commit is not waited for: the
+process ends. SIGINT does the same, with 130. Told again `insist_seconds` later it ends at once. Not sooner: a
+scheduler signals every process of a job and torchrun then signals its workers again, and the stop that
+another rank was told of is here before this rank's own signal.
 
 **A save that fails** fails for all ranks and becomes a finding; it is tried again after a while. When none
 has worked for `give_up_after_minutes` since one was first due, all ranks agree on a state and `before_update`
@@ -64,7 +66,9 @@ from ltf.config.schema import Checkpoint
 from ltf.findings import Finding, Json, Severity
 
 EXIT_STATUS = 128 + signal.SIGTERM
+INTERRUPTED = 128 + signal.SIGINT
 LEAVE_SECONDS = 5.0
+INSIST_SECONDS = 5.0
 RETRY_SECONDS = 60.0
 
 
@@ -99,8 +103,8 @@ class Saver:
     """A run's checkpoints; all ranks make one, in the main thread, and call it alike.
 
     `config`, `about`: plain JSON that goes into every manifest. `saved`: the version just loaded, which need
-    not be written again. `clock`: monotonic seconds. `on_exit`: called before the process is ended without
-    its main thread. With `signals`, SIGTERM and SIGUSR1 are taken over until `close`.
+    not be written again. `clock`: monotonic seconds. `on_exit`: called with the status before the process
+    is ended without its main thread. With `signals`, SIGTERM, SIGINT and SIGUSR1 are taken over till `close`.
     """
 
     def __init__(
@@ -117,7 +121,8 @@ class Saver:
         clock: Callable[[], float] = time.monotonic,
         retry_seconds: float | None = RETRY_SECONDS,
         leave_seconds: float = LEAVE_SECONDS,
-        on_exit: Callable[[], None] = lambda: None,
+        insist_seconds: float = INSIST_SECONDS,
+        on_exit: Callable[[int], None] = lambda status: None,
     ) -> None:
         patience = Patience(settings.give_up_after_minutes * 60)
         self.peers = Peers.join(patience.seconds + 60)
@@ -131,6 +136,9 @@ class Saver:
         self._saved_clock: int | None = None
         self._on_exit = on_exit
         self._leave_seconds = leave_seconds
+        self._insist_seconds = insist_seconds
+        self._told_at = 0.0
+        self.stop_status = EXIT_STATUS
         self._gate = Gate()
         self._buffers = Buffers(self._device)
         self._results: deque[Saved | Finding] = deque()
@@ -157,7 +165,11 @@ class Saver:
         self._thread.start()
         if self._coordinator is not None:
             self._coordinator.start()
-        actions = {signal.SIGTERM: self.terminate, signal.SIGUSR1: self.save_soon}
+        actions: dict[signal.Signals, Callable[[], None]] = {
+            signal.SIGTERM: self.terminate,
+            signal.SIGINT: lambda: self.terminate("SIGINT"),
+            signal.SIGUSR1: self.save_soon,
+        }
         self._signals = Signals(actions) if signals else None
 
     def __enter__(self) -> Saver:
@@ -168,7 +180,7 @@ class Saver:
         self.close(abandon=failed_here)
         if failed_here and isinstance(error, Exception) and self.stopping:
             # A rank that has left breaks the collectives of those that still sat in one.
-            raise Stopped("told to end while a step was under way", EXIT_STATUS) from error
+            raise Stopped("told to end while a step was under way", self.stop_status) from error
 
     # What the loop calls.
 
@@ -210,14 +222,16 @@ class Saver:
         self._ask(Demand.SAVE, reason)
 
     def terminate(self, reason: str = "SIGTERM") -> None:
-        """Save and end, as on SIGTERM; the second call ends the process at once."""
-        if not self._start_grace():
-            os._exit(EXIT_STATUS)
+        """Save and end, as on SIGTERM; one more call `insist_seconds` later ends the process at once."""
+        if not self._start_grace(reason):
+            if time.monotonic() - self._told_at >= self._insist_seconds:
+                os._exit(self.stop_status)
+            return
         self._ask(Demand.TERMINATE, reason)
 
     @property
     def stopping(self) -> bool:
-        """The last state is copied: leave at the next micro-batch, close, and end with EXIT_STATUS."""
+        """The last state is copied: leave at the next micro-batch, close, and end with `stop_status`."""
         return self._stopping.is_set()
 
     def poll(self) -> list[Saved | Finding]:
@@ -285,7 +299,7 @@ class Saver:
             case Kind.HOLD:
                 self._save(order, self._hold(), self._gate.release)
             case Kind.STOP:
-                self._start_grace()
+                self._start_grace(order.reason)
                 self._save(order, self._hold(), lambda: self._stop(order.reason))
                 if not self._closing.wait(self._leave_seconds):
                     self._leave()
@@ -307,7 +321,7 @@ class Saver:
 
     def _stop(self, reason: str) -> None:
         self._stopping.set()
-        self._gate.refuse(Stopped(f"told to end by {reason}", EXIT_STATUS))
+        self._gate.refuse(Stopped(f"told to end by {reason}", self.stop_status))
 
     def _save(self, order: Order, boundary: Boundary, release: Callable[[], None]) -> None:
         """`release` is called as soon as the state may change again, whatever happens."""
@@ -377,16 +391,18 @@ class Saver:
 
     # The end of the process.
 
-    def _start_grace(self) -> bool:
+    def _start_grace(self, reason: str) -> bool:
         """False if it runs already."""
         with self._grace_lock:
             if self._grace is not None:
                 return False
+            self.stop_status = INTERRUPTED if reason == "SIGINT" else EXIT_STATUS
+            self._told_at = time.monotonic()
             self._grace = threading.Timer(self._settings.grace_seconds, self._leave)
             self._grace.daemon = True
             self._grace.start()
             return True
 
     def _leave(self) -> None:
-        self._on_exit()
-        os._exit(EXIT_STATUS)
+        self._on_exit(self.stop_status)
+        os._exit(self.stop_status)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1, noticed even while the main thread sits in a collective.
+"""SIGTERM, SIGINT and SIGUSR1, noticed even while the main thread sits in a collective.
 
 Python runs a signal's handler in the main thread between two instructions, hence not before a collective or a
 kernel returns. But the interpreter's C handler writes the signal's number to a file descriptor at once, in

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ltf.config.errors import ConfigError, Mistake
-from ltf.config.schema import Answer, Config, PipelineSchedule, Recompute, Source
+from ltf.config.schema import Answer, AttentionKernel, Config, PipelineSchedule, Recompute, Source
 from ltf.parallel import stages
 from ltf.parallel.layout import Layout, LayoutError
 
@@ -26,6 +26,7 @@ def disagreements(config: Config) -> list[Mistake]:
         *_data(config),
         *_optimizer(config),
         *_checkpoints(config),
+        *_kernels(config),
     ]
 
 
@@ -197,6 +198,13 @@ def _checkpoints(config: Config) -> Iterator[Mistake]:
         if guard.enabled and guard.answer is Answer.ROLL_BACK:
             expected = "another answer where no checkpoints are made on the way"
             yield _mistake(f"guard.{name}.answer", "roll_back", expected, "set checkpoint.every_steps")
+
+
+def _kernels(config: Config) -> Iterator[Mistake]:
+    if config.run.deterministic and config.precision.attention_kernel is AttentionKernel.CUDNN:
+        expected = "another kernel where run.deterministic is true: cuDNN's does not repeat bit for bit"
+        fix = "choose auto or flash, or set run.deterministic to false"
+        yield _mistake("precision.attention_kernel", "cudnn", expected, fix)
 
 
 def _share(config: Config, layout: Layout) -> Iterator[Mistake]:

@@ -298,7 +298,9 @@ class Balance(Section):
     window: Whole = 20
     """Steps whose measured speed a plan follows."""
     threshold: Annotated[float, Field(ge=1)] = 1.05
-    """A new plan must promise this factor in speed."""
+    """A new plan must promise this factor in speed, by either half of the window alone."""
+    saved_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+    """Seconds of forward work that it would have saved in the window: less is not worth a change."""
 
 
 class Noise(Section):
@@ -307,11 +309,15 @@ class Noise(Section):
     drop_page_cache: bool = False
     """Ask the kernel to drop its page cache before the run (needs the right to write to /proc/sys/vm)."""
     slow_factor: Annotated[float, Field(gt=1)] = 1.3
-    """A rank whose own work takes this many times the median is a finding."""
+    """A rank whose own work takes this many times its peers' median is a finding."""
     slow_steps: Whole = 20
     """Steps over which it must do so."""
     jitter_factor: Annotated[float, Field(gt=1)] = 2.0
-    """A rank whose slow steps (95th percentile) take this many times its own median is a finding."""
+    """A rank whose slow steps (95th percentile) take this many times its own median is a finding, if it is
+    unsteadier than its peers by this factor too."""
+    lost_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Seconds of forward work that either must have cost before it is one: what a shared host does to steps
+    of milliseconds is no rank's fault."""
 
 
 class Output(Section):

@@ -19,6 +19,9 @@ from ltf.guard.point import Phase, Point, Segment
 from ltf.guard.segments import Observer, Tamper
 from ltf.parallel.shard import local
 
+SMALL = 2**16
+"""Elements of a gradient up to which it is looked at together with others of its place."""
+
 # Newer versions of torch have another name for it and warn of the old one.
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
@@ -72,8 +75,10 @@ class Buckets:
                 if changed is not tensor:
                     tensor.copy_(changed)
                     break
-        for observer in self._observers:
-            observer.see(point, tensors)
+        if self._observers:
+            together = _together(tensors)
+            for observer in self._observers:
+                observer.see(point, together)
 
 
 class _Watched(ReduceScatter):
@@ -132,6 +137,15 @@ def place_of(name: str, layers: int) -> tuple[int, Segment]:
     if name.startswith(("norm", "lm_head")):
         return layers, Segment.HEAD
     return -1, Segment.MODEL
+
+
+def _together(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The small ones as one: to start a kernel takes longer than to read them."""
+    small = [tensor for tensor in tensors if tensor.numel() <= SMALL]
+    if len(small) < 2 or len({(tensor.dtype, tensor.device) for tensor in small}) > 1:
+        return tensors
+    large = [tensor for tensor in tensors if tensor.numel() > SMALL]
+    return [torch.cat([tensor.reshape(-1) for tensor in small]), *large]
 
 
 def _managed(module: FSDPModule) -> set[nn.Parameter]:

@@ -15,7 +15,7 @@ LTF_DRILL holds one JSON object, or a list of them:
 | element   | index in the flattened tensor. Default 0                                                       |
 | bit       | which bit of the element, 0 the least significant. Default 12                                  |
 | persistent| false: once. true: every time from that step on, in replays too. Default false                 |
-| seconds   | of `slow`: added to each of the rank's steps from `step` on. Default 0.1                       |
+| seconds   | of `slow`: added to each of the rank's micro-batches from `step` on. Default 0.1               |
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from enum import StrEnum
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltf.findings import Finding, Severity
 from ltf.guard.point import Phase, Point, Segment
+from ltf.guard.segments import recomputing
 
 VARIABLE = "LTF_DRILL"
 
@@ -105,11 +106,24 @@ class Drill:
         self._step = -1
 
     def begin(self, step: int) -> None:
-        """A step, or the replay of one, begins; `slow` makes the rank wait here."""
+        """A step, or the replay of one, begins."""
         self._step = step
-        for order in self._due():
-            if order.fault is Fault.SLOW:
-                time.sleep(order.seconds)
+
+    def slow_down(self, module: nn.Module) -> None:
+        """`slow` makes this module's training passes last longer: one that is passed once a micro-batch.
+
+        Call it after a stopwatch of own work has put its hooks on the module, so that it sees the slowness.
+        """
+
+        # Under torch.compile this is no part of the graph. Recomputation is no second pass.
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
+        def wait(module: nn.Module, args: object) -> None:
+            slow = [order for order in self._due() if order.fault is Fault.SLOW]
+            if slow and torch.is_grad_enabled() and not recomputing():
+                time.sleep(sum(order.seconds for order in slow))
+
+        if any(order.fault is Fault.SLOW for order in self._orders):
+            module.register_forward_pre_hook(wait)
 
     def tamper(self, point: Point, tensor: Tensor) -> Tensor:
         """The tensor, or a spoiled copy of it if an order says so."""

@@ -3,6 +3,12 @@
 Every stretch of computation between two exchanges with other ranks is looked at, with one sum a tensor, kept
 on the device until the step's end: NaN and infinity survive every sum. Finite values whose sum leaves the
 range of their dtype count as non-finite too; they are within a few orders of magnitude of it, and lost.
+
+What a look costs is to read the tensor once more, so nothing is read for it twice: where all experts are on
+the rank that calls them, what goes in and comes back is a copy of what is seen beside it; gradients before
+their reduction are summed part by part while their digest has the part in the cache. `python -m
+benchmarks.guards` measures it: about 2 % of a step's CPU time for six layers of width 384, 4,096 tokens, of
+which half is spent on the gradients of 48 million parameters, whatever the number of tokens.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ltf.findings import Finding, Json, Severity
+from ltf.guard.digest import Recorder
 from ltf.guard.point import NOWHERE, WORDS, Phase, Point, Segment, from_words, maker
 from ltf.parallel.shard import local
 
@@ -28,8 +35,11 @@ class Finite:
         self._sums: list[Tensor] = []
 
     def see(self, point: Point, tensors: Sequence[Tensor]) -> None:
+        self._add(point, [_sum(tensor) for tensor in tensors])
+
+    def _add(self, point: Point, sums: Sequence[Tensor]) -> None:
         self._points.append(point)
-        self._sums.append(_sum(tensors))
+        self._sums.append(sums[0] if len(sums) == 1 else torch.stack(tuple(sums)).sum())
 
     def first(self, loss: Tensor | None) -> tuple[Point | None, bool]:
         """The first point that was not finite, and whether the loss was not; waits for the device once."""
@@ -39,6 +49,19 @@ class Finite:
         bad = torch.isfinite(torch.stack(values)).logical_not_().tolist()
         points = [point for point, is_bad in zip(self._points, bad, strict=False) if is_bad]
         return min(points, key=lambda point: point.order, default=None), loss is not None and bool(bad[-1])
+
+
+class FiniteAndDigested:
+    """Observer that does what `finite` and `recorder` do, reading every tensor once."""
+
+    def __init__(self, finite: Finite, recorder: Recorder) -> None:
+        self._finite = finite
+        self._recorder = recorder
+
+    def see(self, point: Point, tensors: Sequence[Tensor]) -> None:
+        sums: list[Tensor] = []
+        self._recorder.see(point, tensors, lambda part: sums.append(_sum(part)))
+        self._finite._add(point, sums)
 
 
 @dataclass(frozen=True)
@@ -200,6 +223,6 @@ def _ranks(ranks: Sequence[int]) -> str:
     return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(str(rank) for rank in ranks)
 
 
-def _sum(tensors: Sequence[Tensor]) -> Tensor:
-    sums = [t.detach().sum(dtype=torch.float32 if t.dtype is torch.float16 else None) for t in tensors]
-    return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
+def _sum(tensor: Tensor) -> Tensor:
+    found = tensor.detach()
+    return found.sum(dtype=torch.float32) if tensor.dtype is torch.float16 else found.sum()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ltf.guard.point import Phase, Point, Segment
 from ltf.model.decoder import Decoder, DecoderOutput
-from ltf.model.moe import MoE
+from ltf.model.moe import MoE, local_exchange
 from ltf.model.router import Routing
 
 
@@ -36,44 +36,77 @@ class Segments:
 
     def __init__(self, parts: Sequence[nn.Module], tamper: Tamper | None = None) -> None:
         self.active = False
-        self._observers: tuple[Observer, ...] = ()
-        self._tamper = tamper
+        self.everything = False
+        self.observers: tuple[Observer, ...] = ()
+        self.tamper = tamper
         for part in parts:
             if not isinstance(part, Decoder):
                 raise TypeError(f"a guard watches parts of a Decoder, found {type(part).__name__}")
         self._parts = [_Part(part, self) for part in parts if isinstance(part, Decoder)]
 
-    def begin(self, observers: Sequence[Observer]) -> None:
-        """A step's passes come next; micro-batches count from 0."""
+    def begin(self, observers: Sequence[Observer], *, everything: bool = False) -> None:
+        """A step's passes come next; micro-batches count from 0.
+
+        `everything`: also where the looks before and after it are enough to tell which rank made a value.
+        """
         self.active = True
-        self._observers = tuple(observers)
+        self.everything = everything
+        self.observers = tuple(observers)
         for part in self._parts:
             part.micro_batch = -1
 
     def end(self) -> None:
         self.active = False
-        self._observers = ()
+        self.observers = ()
 
-    def output(self, point: Point, tensor: Tensor) -> Tensor:
-        """Show a forward tensor, and its gradient when that comes; the tensor to go on with."""
-        if self._tamper is not None:
-            changed = self._tamper(point, tensor)
+
+class _Look:
+    """One segment of one layer: shows what it puts out, and the gradient of that when it comes.
+
+    `spared`: the phases in which only those look who look at everything.
+    """
+
+    def __init__(self, part: _Part, layer: int, segment: Segment, spared: Collection[Phase] = ()) -> None:
+        self._part = part
+        self._segments = part.segments
+        self._layer = layer
+        self._segment = segment
+        self._spared = spared
+        self._has_gradient = segment not in (Segment.ROUTER, Segment.HEAD)
+        # Made once: they come by again in every step.
+        self._points: list[tuple[Point, Callable[[Tensor], Tensor | None]]] = []
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """The tensor to go on with; the very same object where nothing changed it."""
+        segments, number = self._segments, self._part.micro_batch
+        while number >= len(self._points):
+            self._points.append(self._make(len(self._points)))
+        point, gradient = self._points[number]
+        if segments.tamper is not None:
+            changed = segments.tamper(point, tensor)
             if changed is not tensor:
                 tensor = _replace(tensor, changed)
         if recomputing():
             return tensor
-        for observer in self._observers:
-            observer.see(point, (tensor,))
-        if tensor.requires_grad and point.segment not in (Segment.ROUTER, Segment.HEAD):
-            backward = Point(Phase.BACKWARD, point.micro_batch, point.layer, point.segment)
+        if segments.everything or Phase.FORWARD not in self._spared:
+            for observer in segments.observers:
+                observer.see(point, (tensor,))
+        wanted = segments.tamper is not None or segments.everything or Phase.BACKWARD not in self._spared
+        if wanted and self._has_gradient and tensor.requires_grad:
             watch: Callable[..., Any] = tensor.register_hook
-            watch(lambda gradient: self._gradient(backward, gradient))
+            watch(gradient)
         return tensor
 
+    def _make(self, number: int) -> tuple[Point, Callable[[Tensor], Tensor | None]]:
+        point = Point(Phase.BACKWARD, number, self._layer, self._segment)
+        return Point(Phase.FORWARD, number, self._layer, self._segment), partial(self._gradient, point)
+
     def _gradient(self, point: Point, gradient: Tensor) -> Tensor | None:
-        changed = gradient if self._tamper is None else self._tamper(point, gradient)
-        for observer in self._observers:
-            observer.see(point, (changed,))
+        segments = self._segments
+        changed = gradient if segments.tamper is None else segments.tamper(point, gradient)
+        if segments.everything or Phase.BACKWARD not in self._spared:
+            for observer in segments.observers:
+                observer.see(point, (changed,))
         return None if changed is gradient else changed
 
 
@@ -83,7 +116,7 @@ class _Part:
     def __init__(self, part: Decoder, segments: Segments) -> None:
         self.micro_batch = -1
         self.segments = segments
-        self.first = min(part.stage.layers, default=0)
+        self._received = _Look(self, min(part.stage.layers, default=0), Segment.RECEIVED)
         part.register_forward_pre_hook(self._enter)
         if part.embed is not None:
             self._output(part.embed, -1, Segment.EMBED)
@@ -103,9 +136,11 @@ class _Part:
         self._output(block.get_submodule("attention"), layer, Segment.ATTENTION)
         ffn = block.get_submodule("ffn")
         if isinstance(ffn, MoE):
+            # Nothing comes from another rank: their output and the layer's gradient say what there is to say.
+            here = ffn.exchange is local_exchange
             self._output(ffn.router, layer, Segment.ROUTER)
-            ffn.experts.register_forward_pre_hook(self._experts_in(layer))
-            self._output(ffn.experts, layer, Segment.EXPERTS)
+            ffn.experts.register_forward_pre_hook(self._experts_in(layer, tuple(Phase) if here else ()))
+            self._output(ffn.experts, layer, Segment.EXPERTS, (Phase.BACKWARD,) if here else ())
         self._output(ffn, layer, Segment.FFN)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -115,40 +150,46 @@ class _Part:
         assert isinstance(module, Decoder)
         if module.embed is not None or not args:
             return None
-        return self._show(self.first, Segment.RECEIVED, args[0]), *args[1:]
+        return self._received(args[0]), *args[1:]
 
-    def _experts_in(self, layer: int) -> Callable[..., tuple[Any, ...] | None]:
+    def _experts_in(self, layer: int, spared: Collection[Phase]) -> Callable[..., tuple[Any, ...] | None]:
+        look = _Look(self, layer, Segment.EXPERTS_IN, spared)
+
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
             if not self.segments.active or not args:
                 return None
-            return self._show(layer, Segment.EXPERTS_IN, args[0]), *args[1:]
+            return look(args[0]), *args[1:]
 
         return hook
 
-    def _output(self, module: nn.Module, layer: int, segment: Segment) -> None:
+    def _output(
+        self, module: nn.Module, layer: int, segment: Segment, spared: Collection[Phase] = ()
+    ) -> None:
+        look, segments = _Look(self, layer, segment, spared), self.segments
+
         def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
-            return self._shown(layer, segment, out) if self.segments.active else None
+            return _shown(look, out) if segments.active else None
 
         module.register_forward_hook(hook)
 
     def _border(self, compiled: Callable[..., Any], layer: int) -> Callable[..., Any]:
+        look = _Look(self, layer, Segment.BLOCK)
+
         def call(*args: Any, **kwargs: Any) -> Any:
             out = compiled(*args, **kwargs)
-            shown = self._shown(layer, Segment.BLOCK, out) if self.segments.active else None
+            shown = _shown(look, out) if self.segments.active else None
             return out if shown is None else shown
 
         return call
 
-    def _shown(self, layer: int, segment: Segment, out: Any) -> Any:
-        """None where the output stays the same object."""
-        first = out if isinstance(out, Tensor) else _tensor_of(out)
-        shown = self._show(layer, segment, first)
-        if shown is first:
-            return None
-        return shown if isinstance(out, Tensor) else _with_tensor(out, shown)
 
-    def _show(self, layer: int, segment: Segment, tensor: Tensor) -> Tensor:
-        return self.segments.output(Point(Phase.FORWARD, self.micro_batch, layer, segment), tensor)
+def _shown(look: _Look, out: Any) -> Any:
+    """None where the output stays the same object."""
+    first = out if isinstance(out, Tensor) else _tensor_of(out)
+    shown = look(first)
+    if shown is first:
+        return None
+    return shown if isinstance(out, Tensor) else _with_tensor(out, shown)
 
 
 def _compiled_inside(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ltf.guard.buckets import Buckets, reduced
 from ltf.guard.digest import Record, Recorder
 from ltf.guard.drill import Drill
-from ltf.guard.finite import Finite, Report, report
+from ltf.guard.finite import Finite, FiniteAndDigested, Report, report
 from ltf.guard.point import Phase, Point, Segment
 from ltf.guard.segments import Observer, Segments
 from ltf.passes import Passed
@@ -63,8 +63,11 @@ class Watch:
         self._recorder = Recorder() if self._look_bits or digests else None
         self._whole = digests
         seeing: list[Observer] = [o for o in (self._finite, self._recorder) if o is not None]
-        self._buckets.begin(seeing)
-        self._segments.begin([o for o in seeing if digests or o is self._finite])
+        if self._finite is not None and self._recorder is not None:
+            self._buckets.begin([FiniteAndDigested(self._finite, self._recorder)])
+        else:
+            self._buckets.begin(seeing)
+        self._segments.begin([o for o in seeing if digests or o is self._finite], everything=digests)
 
     def finish(self, passed: Passed) -> Report:
         """Its `words` go into the step's gather; `finite.attribute` makes a finding of all ranks'."""

@@ -17,7 +17,6 @@ class Attention(nn.Module):
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.head_dim = args.head_dim
-        self.groups = args.heads // args.kv_heads
         self.q = nn.Linear(args.width, args.heads * args.head_dim, bias=False)
         self.k = nn.Linear(args.width, args.kv_heads * args.head_dim, bias=False)
         self.v = nn.Linear(args.width, args.kv_heads * args.head_dim, bias=False)
@@ -32,11 +31,22 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = rotate(q.transpose(1, 2), rope), rotate(k.transpose(1, 2), rope), v.transpose(1, 2)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.groups > 1
-        )
+        out = attend(q, k, v, mask)
         projected: Tensor = self.o(out.transpose(1, 2).reshape(batch, length, -1))
         return projected
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """q (batch, heads, sequence, head_dim), k and v with as many heads or fewer; no mask: causal."""
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1 and mask is not None:
+        # On accelerators the fused kernels that take a mask want equal heads. What is left otherwise keeps
+        # every score for the backward pass.
+        k, v = (each.repeat_interleave(groups, dim=1) for each in (k, v))
+        groups = 1
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=groups > 1
+    )
 
 
 def document_mask(document_ids: Tensor) -> Tensor:

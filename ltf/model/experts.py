@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -64,7 +65,23 @@ def can_group(x: Tensor, weight: Tensor) -> bool:
     """
     aligned = all(size * weight.element_size() % 16 == 0 for size in weight.shape[1:])
     same = x.dtype == weight.dtype and x.dtype in GROUPED_DTYPES
-    return not _loops and hasattr(F, "grouped_mm") and aligned and same and x.shape[0] > 0
+    fits = not _loops and aligned and same and x.shape[0] > 0
+    # Inside a graph there is nothing to try; where it is compiled, the kernel's own message must do.
+    return fits and (torch.compiler.is_compiling() or _has_kernel(x.device.type, x.dtype))
+
+
+@cache
+def _has_kernel(device: str, dtype: torch.dtype) -> bool:
+    """Whether torch has grouped_mm for that kind of device at all."""
+    if not hasattr(F, "grouped_mm"):
+        return False
+    try:
+        with torch.no_grad():
+            x, weight = (torch.zeros(shape, device=device, dtype=dtype) for shape in ((8, 8), (1, 8, 8)))
+            F.grouped_mm(x, weight, offs=torch.tensor([8], device=device, dtype=torch.int32))
+    except RuntimeError:
+        return False
+    return True
 
 
 @contextmanager

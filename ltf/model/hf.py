@@ -122,6 +122,25 @@ class Reader:
                 f"{self._path} has {_some(strange)}, for which this decoder has no place: another model"
             )
 
+    def refuse_misfits(self, args: ModelArgs) -> None:
+        """HfError if a weight is missing or has another shape; the files' headers alone are read."""
+        with torch.device("meta"):
+            whole = Decoder(args)
+        for name, parameter in whole.named_parameters():
+            stacked = STACKED.get(_layer(name)[1]) if name not in ENDS else None
+            as_one = None if stacked is None else _layer(name)[0] + stacked
+            pieces = [(as_one, parameter)] if as_one in self._where else split(name, parameter)
+            for theirs, piece in pieces:
+                assert theirs is not None
+                if theirs not in self._where:
+                    raise HfError(f"{self._path} lacks {theirs}, which this model needs: another model")
+                found = tuple(self._file(theirs).get_slice(theirs).get_shape())
+                if found != tuple(piece.shape):
+                    raise HfError(
+                        f"{self._path}: {theirs} has shape {found}, this model's is {tuple(piece.shape)}: "
+                        "another model"
+                    )
+
     def _file(self, theirs: str) -> Any:
         name = self._where[theirs]
         if name not in self._opened:

@@ -9,12 +9,11 @@ from fnmatch import fnmatch
 from itertools import product
 
 import torch
-from torch.nn import functional as F
 
 from ltf import kernels
 from ltf.config.schema import AttentionKernel, Config, Dtype, ExpertsKernel
 from ltf.model.args import ModelArgs
-from ltf.model.attention import document_mask
+from ltf.model.attention import attend, document_mask
 from ltf.model.experts import can_group
 
 TORCH = {Dtype.FP32: torch.float32, Dtype.BF16: torch.bfloat16}
@@ -127,10 +126,7 @@ def _refusal(args: ModelArgs, device: torch.device, candidate: Candidate, *, doc
     mask = document_mask(torch.arange(length, device=device).unsqueeze(0) // 16) if documents else None
     try:
         with candidate.kernels():
-            out = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=args.heads != args.kv_heads
-            )
-            torch.autograd.backward(out.sum())
+            torch.autograd.backward(attend(q, k, v, mask).sum())
     except RuntimeError as error:
         return str(error).partition("\n")[0]
     return None

@@ -67,6 +67,9 @@ class PipelinePasses:
             if (part.stage.embed, part.stage.head) != (number == 0, number == self._count - 1):
                 raise ValueError(f"layers {part.stage.layers} are not stage {number} of {self._count}")
         self._built: tuple[int, _Schedule] | None = None
+        # NCCL makes a group's communicator in its first operation, in which all of its ranks must then take
+        # part; the schedules begin with some of them.
+        dist.all_reduce(torch.zeros((), device=device), group=group)
 
     def __call__(self, batches: Sequence[Batch], totals: Totals) -> Passed:
         """Gradients are summed over data ranks once. StagesError where the schedule cannot run so many."""

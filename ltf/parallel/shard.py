@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -116,7 +117,8 @@ def token_exchange(world: World, config: Config, elsewhere: Elsewhere = nullcont
         return FlatExchange(group, elsewhere)
     ranks: list[int] = torch.distributed.get_process_group_ranks(group)
     nodes = node_map([world.roster[rank].node for rank in ranks])
-    return TopologyExchange(group, nodes, elsewhere)
+    timeout = timedelta(seconds=config.parallel.timeout_seconds)
+    return TopologyExchange(group, nodes, elsewhere, timeout=timeout)
 
 
 def gathers_once(config: Config) -> bool:

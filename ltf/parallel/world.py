@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import threading
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ AXES = ("pp", "replicate", "efsdp", "ep")
 
 CLOSE_SECONDS = 10.0
 MEMBER_BYTES = 512
+OPEN_FILES = 65_536
 
 
 class WorldError(RuntimeError):
@@ -97,8 +99,15 @@ class World:
         """Leave. Returns within CLOSE_SECONDS even when other ranks are gone or stuck in a collective."""
         if not dist.is_initialized():
             return
+
+        def leave() -> None:
+            # A thread begins on the first device, whichever the process has.
+            if self.device.type != "cpu":
+                torch.accelerator.set_device_index(self.device.index)
+            dist.destroy_process_group()
+
         # Leaving waits for collectives that are under way, and those for ranks that may never come.
-        leaving = threading.Thread(target=dist.destroy_process_group, daemon=True)
+        leaving = threading.Thread(target=leave, daemon=True)
         leaving.start()
         leaving.join(CLOSE_SECONDS)
 
@@ -117,6 +126,7 @@ def join(parallel: Parallel, device: str = "auto", environment: Mapping[str, str
     timeout = timedelta(seconds=parallel.timeout_seconds)
     if here.type != "cpu":
         torch.accelerator.set_device_index(here.index)
+    _allow_connections()
     _meet(launch, here, timeout, env)
     mesh = init_device_mesh(
         here.type,
@@ -228,6 +238,15 @@ def choose_device(name: str, local_rank: int) -> torch.device:
             f"most {count} processes on this node, or make more devices visible"
         )
     return torch.device(wanted.type, index)
+
+
+def _allow_connections() -> None:
+    """gloo connects every rank of a group with every other, and the usual limit of 1,024 open files does not
+    last for the groups of some hundred ranks."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _meet(launch: Launch, device: torch.device, timeout: timedelta, environment: Mapping[str, str]) -> None:

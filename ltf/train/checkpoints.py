@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from ltf import events
-from ltf.checkpoint.load import Loaded, load
+from ltf.checkpoint.load import Loaded, LoadError, load
 from ltf.checkpoint.saver import Saved, Saver
 from ltf.checkpoint.state import State
 from ltf.checkpoint.store import Store
 from ltf.config.schema import Config
 from ltf.events import CheckpointReason, ResumeReason
+from ltf.lines import size
 from ltf.parallel.world import World
 from ltf.train.assembly import Model
+from ltf.train.changed import changes
 from ltf.train.progress import Progress
 from ltf.train.report import Report
 
@@ -25,17 +28,22 @@ REASONS = {
 }
 
 
+def folder_of(config: Config) -> Path:
+    """Where a run's checkpoints are."""
+    return config.checkpoint.directory or config.run.output / "checkpoints"
+
+
 class Checkpoints:
     """All ranks call it alike. `resume` comes first; the context then is the time in which saves are made."""
 
     def __init__(self, config: Config, world: World, model: Model, report: Report) -> None:
         self._config, self._world, self._report = config, world, report
         self._settings = config.checkpoint
-        directory = config.checkpoint.directory or config.run.output / "checkpoints"
-        self._store = Store(directory)
+        self._store = Store(folder_of(config))
         self._state = State(model.parts, [model.optimizer], model.loads.tensors())
         self._saver: Saver | None = None
         self._last: int | None = None
+        self._where: str | None = None
         self._stall = 0.0
 
     @property
@@ -52,6 +60,13 @@ class Checkpoints:
     def any_good(self) -> bool:
         """Whether there is a checkpoint to return to."""
         return self._last is not None
+
+    def where_it_is(self) -> str:
+        """The end of a sentence about the newest good checkpoint, and how to use what is in it."""
+        if self._where is None:
+            return ", and no checkpoint"
+        export = f"`python -m ltf export {self._where} FOLDER` makes a model to use of it"
+        return f", saved in {self._where}; {export}"
 
     def resume(self) -> Progress:
         """Take up the newest good checkpoint; that of a new run if there is none. LoadError if none fits."""
@@ -81,7 +96,7 @@ class Checkpoints:
         settings, step = self._settings, progress.step
         last = step == self._config.run.steps
         interval = settings.every_steps is not None and step % settings.every_steps == 0
-        if step == 0 or not (interval or (last and settings.at_end)):
+        if step in (0, self._last) or not (interval or (last and settings.at_end)):
             return 0.0
         self._report.event(
             events.CheckpointStarted(
@@ -98,7 +113,11 @@ class Checkpoints:
         """Tell what became of saves since the last call."""
         for happened in self.saver.poll():
             if isinstance(happened, Saved):
-                self._last = happened.version
+                self._last, self._where = happened.version, str(happened.path)
+                self._report.say(
+                    f"saved {happened.path}, {size(happened.size)} in {happened.seconds:.1f} s, of which "
+                    f"training stood still {self._stall:.2f} s"
+                )
                 self._report.event(
                     events.CheckpointSaved(
                         step=happened.version,
@@ -128,13 +147,19 @@ class Checkpoints:
         self._report.findings(found.findings)
         if not isinstance(found, Loaded):
             return None
-        self._last = found.version
+        self._last, self._where = found.version, str(found.entry.path)
         seconds = time.perf_counter() - began
         path = str(found.entry.path)
         self._report.event(events.CheckpointVerified(found.version, path, found.manifest.size, seconds))
         self._report.event(events.Resumed(found.version, path, reason, seconds))
         self._report.say(f"going on from {path}, step {found.version}, verified and read in {seconds:.1f} s")
-        return Progress.from_json(found.progress)
+        if reason is ResumeReason.RESTART:
+            present = self._config.model_dump(mode="json")
+            self._report.findings(changes(found.manifest.config, present, found.version))
+        try:
+            return Progress.from_json(found.progress)
+        except ValueError as error:
+            raise LoadError(f"{path}: {error}; use the version that saved it, or another folder") from None
 
     def __enter__(self) -> Self:
         self._saver = Saver(

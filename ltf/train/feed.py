@@ -23,6 +23,8 @@ class Feed:
     def __init__(self, loader: Loader, device: torch.device) -> None:
         self.loader = loader
         self.device = device
+        self.loss_tokens = 0
+        """Labels that count in what was taken last."""
         self._open = ExitStack()
         self._told = 0.0
         self._next: int | None = None
@@ -32,14 +34,17 @@ class Feed:
     def take(self, first_sample: int, assignment: Assignment) -> list[Batch]:
         """This rank's micro-batches, on the device, of the step whose global batch begins at `first_sample`.
 
-        `assignment` maps the step's samples to this rank's micro-batches; pass the same object while it is
+        `assignment` maps the step's samples to this rank's micro-batches; pass an equal one while it is
         the same. Raises DataError where the data cannot be read.
         """
-        if first_sample != self._next or assignment is not self._assignment:
+        # Equal, not the same: a bound method is another object each time that it is asked for.
+        if first_sample != self._next or assignment != self._assignment:
             self._begin(first_sample, assignment)
         self._next = first_sample + self.loader.global_batch
         wanted = assignment(range(first_sample, self._next))
         batches = [next(self._batches) for _ in wanted]
+        # Here, and not on the device, which may still be at the step before.
+        self.loss_tokens = sum(int(batch.loss_mask.sum()) for batch in batches)
         if self.device.type == "cpu":
             return batches
         return [batch.pin_memory().to(self.device) for batch in batches]

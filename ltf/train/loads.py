@@ -24,7 +24,7 @@ class Loads:
         self._parts = parts
         self._group = group
         self._held = {
-            layer: torch.zeros(router.weight.shape[0], dtype=torch.int64, device=device)
+            layer: torch.ones(router.weight.shape[0], dtype=torch.int64, device=device)
             for part in parts
             for layer, router in part.routers().items()
         }
@@ -34,10 +34,8 @@ class Loads:
         return {f"loads.{layer}": held for layer, held in self._held.items()}
 
     def before(self) -> Mapping[int, Tensor]:
-        """By layer; empty before the first step of a run."""
-        # Every token has an expert in every layer, so one layer tells for all.
-        known = any(bool(held.any()) for held in list(self._held.values())[:1])
-        return self._held if known else {}
+        """By layer; even before the first step of a run."""
+        return self._held
 
     def summed(self, counts: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """One rank's counts of a step -> all ranks'. A collective of the group."""
@@ -63,5 +61,6 @@ def fullest(counts: Mapping[int, Tensor]) -> float | None:
     """Tokens of the fullest expert relative to the mean, of the worst layer; None without experts."""
     if not counts:
         return None
-    stacked = torch.stack(list(counts.values())).double()
+    # Moved first: not every device has fp64.
+    stacked = torch.stack(list(counts.values())).cpu().double()
     return float((stacked.amax(1) / stacked.mean(1)).max())

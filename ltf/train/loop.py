@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 
@@ -11,15 +12,16 @@ from torch import Tensor, nn
 
 from ltf import events, metrics, noise
 from ltf.balance import even
-from ltf.checkpoint.saver import EXIT_STATUS, LeaveTraining, Stopped
+from ltf.checkpoint.saver import LeaveTraining, Stopped
 from ltf.config.schema import Config
 from ltf.data.loader import Batch
 from ltf.events import Phase
-from ltf.findings import Finding
+from ltf.findings import Finding, Severity
 from ltf.guard import finite
 from ltf.guard.drill import Drill, armed, orders_from
 from ltf.guard.replay import Replay
 from ltf.guard.watch import Watch
+from ltf.model.experts import Experts
 from ltf.model.moe import MoE
 from ltf.optim import learning_rate
 from ltf.parallel.norms import clip_, parameter_norms
@@ -31,7 +33,13 @@ from ltf.train.checkpoints import Checkpoints
 from ltf.train.decide import Decision, Outcome, Past, decide
 from ltf.train.feed import Feed
 from ltf.train.measure import Measured, measure
-from ltf.train.reading import Share, micro_batches_of_a_step, open_evaluation, open_training
+from ltf.train.reading import (
+    Share,
+    check_first_weights,
+    micro_batches_of_a_step,
+    open_evaluation,
+    open_training,
+)
 from ltf.train.report import Report
 from ltf.train.together import together
 from ltf.train.watches import Watches
@@ -56,22 +64,27 @@ class Trainer:
 
     def __init__(self, config: Config, world: World, report: Report) -> None:
         self.config, self.world, self.report = config, world, report
+        orders = together(world, lambda: orders_from(os.environ))
+        together(world, lambda: check_first_weights(config))
         best_fit = config.data.packing == "best_fit"
         loader = together(world, lambda: open_training(config), first_alone=best_fit)
         judged = together(world, lambda: open_evaluation(config), first_alone=best_fit)
         self.feed = Feed(loader, world.device)
         self.judge = None if judged is None else Feed(judged, world.device)
         self.model = assemble(config, world, elsewhere=self._elsewhere, between=self._between_micro_batches)
-        self.own = OwnWork(timed_modules(self.model, compiled=config.parallel.compile), world.device)
+        timed = timed_modules(self.model, compiled=config.parallel.compile)
+        self.own = OwnWork(timed, world.device, uneven=uneven(timed) if world.layout.expert > 1 else ())
+        drill = Drill(orders, world.rank) if orders else None
+        if drill is not None:
+            drill.slow_down(timed[0])
         self.watches = Watches(config, world.layout)
-        orders = orders_from(os.environ)
         self.watch = Watch(
             self.model.parts,
             config.model.layers,
             finite=config.guard.finite.enabled,
             corruption=config.guard.corruption.enabled,
             state=self._optimizer_state,
-            drill=Drill(orders, world.rank) if orders else None,
+            drill=drill,
         )
         self.replay = Replay(self.model.passes, self.watch, world)
         self.checkpoints = Checkpoints(config, world, self.model, report)
@@ -90,17 +103,20 @@ class Trainer:
             stack.enter_context(self.checkpoints)
             collection = stack.enter_context(noise.SteadyCollection(self.config.noise.gc_every_steps))
             self.checkpoints.finished_update(self.progress)
+            # What a run without interruption does at the end of the step; checkpoints are made before it.
+            self._replan()
             while self.progress.step < steps:
                 self._step(collection)
             self.report.heart.enter(Phase.CHECKPOINT, self.progress.step)
             self.checkpoints.finish()
+            self.report.say(f"done: {steps} steps{self.checkpoints.where_it_is()}")
 
     def _step(self, collection: noise.SteadyCollection) -> None:
         began = time.perf_counter()
-        number = self.progress.step
-        self.report.heart.enter(Phase.STEP, number)
+        number = self.progress.step + 1
+        self.report.heart.enter(Phase.STEP, self.progress.step)
         batches = self.feed.take(self.progress.next_sample, self.share.assignment)
-        totals = self._totals(batches)
+        totals = self._totals(self.feed.loss_tokens)
         verdict = self._compute(number, batches, totals)
         stall = self.checkpoints.before_update()
         rate = self._act(verdict, totals)
@@ -114,9 +130,8 @@ class Trainer:
         self._evaluate()
         self._replan()
 
-    def _totals(self, batches: list[Batch]) -> Totals:
-        """Of the whole batch: every loss is divided by what all ranks have together."""
-        loss_tokens = sum(int(batch.loss_mask.sum()) for batch in batches)
+    def _totals(self, loss_tokens: int) -> Totals:
+        """Of the whole batch: every loss is divided by what all ranks have together. `loss_tokens`: here."""
         # The stages of one pipeline read the same batches; one of them counts.
         counts = self.world.layout.place(self.world.rank).pipeline == 0
         [everywhere] = [sum(row) for row in zip(*self.world.gather([loss_tokens * counts]), strict=True)]
@@ -130,10 +145,13 @@ class Trainer:
         )
 
     def _compute(self, number: int, batches: list[Batch], totals: Totals) -> Verdict:
-        """The passes, what the guards find in them, and the passes again where they have a suspicion."""
+        """The passes, what the guards find in them, and the passes again where they have a suspicion.
+
+        `number`: of the step, counted from 1.
+        """
         guard = self.config.guard
         every = guard.corruption.every_steps
-        due = guard.corruption.enabled and every is not None and (number + 1) % every == 0
+        due = guard.corruption.enabled and every is not None and number % every == 0
         self.watch.begin(number, digests=due)
         passed = self.model.passes(batches, totals)
         report = self.watch.finish(passed)
@@ -143,7 +161,7 @@ class Trainer:
         suspected = guard.corruption.enabled and guard.corruption.on_suspicion and suspicion is not None
         trusted = True
         if due or suspected:
-            self.report.heart.enter(Phase.REPLAY, number)
+            self.report.heart.enter(Phase.REPLAY, self.progress.step)
             outcome = self.replay(
                 number, batches, totals, passed, suspicion=suspicion, partner=guard.corruption.partner
             )
@@ -151,7 +169,8 @@ class Trainer:
             trusted = outcome.trusted
             if outcome.repaired:
                 measured = replace(self._measure(outcome.passed, finite.Report()), own=measured.own)
-                findings = [f for f in findings if f is not suspicion] if trusted else findings
+                # What was seen stays told; it is no longer a reason to do anything.
+                findings = [_repaired(f) if f is suspicion and trusted else f for f in findings]
             findings += [outcome.finding] if outcome.finding is not None else []
         else:
             findings += self.watches.speed(number, measured.own)
@@ -191,7 +210,10 @@ class Trainer:
         self.report.findings(verdict.findings)
         settings = self.config.optimizer
         rate = learning_rate(self.progress.step, self.config.run.steps, settings)
-        broken = any(finding.kind.startswith("finite.") for finding in verdict.findings)
+        broken = any(
+            finding.kind.startswith("finite.") and finding.severity is not Severity.INFO
+            for finding in verdict.findings
+        )
         self.non_finite_in_a_row = self.non_finite_in_a_row + 1 if broken else 0
         if outcome is Outcome.UPDATE:
             if settings.clip is not None:
@@ -258,7 +280,7 @@ class Trainer:
         loss = 0.0
         for number in range(settings.batches):
             batches = self.judge.take(number * self.config.batch.samples, self.evenly.assignment)
-            totals = self._totals(batches)
+            totals = self._totals(self.judge.loss_tokens)
             share = float(self.model.passes.evaluate(batches, totals))
             loss += sum(row[0] for row in self.world.gather([share])) / settings.batches
         tokens = settings.batches * self.config.batch.samples * self.config.data.seq_len
@@ -288,7 +310,7 @@ class Trainer:
         self.report.heart.advance()
         if self.checkpoints.stopping:
             # The state before this step is copied, and nobody needs this rank for it any more.
-            raise Stopped("told to end in the middle of a step", EXIT_STATUS)
+            raise Stopped("told to end in the middle of a step", self.checkpoints.saver.stop_status)
 
     def _optimizer_state(self) -> list[Tensor]:
         found = (value for state in self.model.optimizer.state.values() for value in state.values())
@@ -298,6 +320,14 @@ class Trainer:
         self.feed.close()
         if self.judge is not None:
             self.judge.close()
+
+
+def _repaired(finding: Finding) -> Finding:
+    return replace(
+        finding,
+        severity=Severity.INFO,
+        message=f"{finding.message} (repaired: the replay did not show it again)",
+    )
 
 
 def timed_modules(model: Model, *, compiled: bool) -> list[nn.Module]:
@@ -317,3 +347,8 @@ def timed_modules(model: Model, *, compiled: bool) -> list[nn.Module]:
         else:
             modules.append(block.ffn)
     return modules
+
+
+def uneven(timed: Sequence[nn.Module]) -> list[nn.Module]:
+    """Those that do work for other ranks, as much as the tokens' choice of experts makes it."""
+    return [module for module in timed if any(isinstance(part, Experts) for part in module.modules())]

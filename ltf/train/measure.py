@@ -14,7 +14,6 @@ from ltf.passes import Passed
 from ltf.timing import OwnSeconds
 from ltf.train.assembly import Model
 from ltf.train.loads import fullest
-from ltf.train.watches import Own
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Measured:
     z: float | None
     fullest: float | None
     norms: Norms
-    own: tuple[Own, ...]
+    own: tuple[OwnSeconds, ...]
     reports: tuple[finite.Report, ...]
     counts: Mapping[int, Tensor]
 
@@ -48,6 +47,7 @@ def measure(
         float(passed.z),
         own.seconds,
         own.rows,
+        own.uneven,
         0.0 if load is None else load,
         *report.words(),
     ]
@@ -58,9 +58,9 @@ def measure(
         loss=loss,
         balance=balance / sparse if sparse else None,
         z=z / sparse if sparse else None,
-        fullest=max(row[5] for row in table) if sparse else None,
+        fullest=max(row[6] for row in table) if sparse else None,
         norms=norms,
-        own=tuple(Own(row[3], int(row[4])) for row in table),
-        reports=tuple(finite.Report.of(row[6:]) for row in table),
+        own=tuple(OwnSeconds(row[3], int(row[4]), row[5]) for row in table),
+        reports=tuple(finite.Report.of(row[7:]) for row in table),
         counts=counts,
     )

@@ -10,6 +10,7 @@ from ltf.config.schema import Config, Source
 from ltf.data import dataset
 from ltf.data.loader import Loader
 from ltf.data.packing import Packing
+from ltf.model.hf import Reader
 from ltf.parallel.layout import Layout
 from ltf.train.feed import Assignment
 
@@ -26,6 +27,14 @@ def open_evaluation(config: Config) -> Loader | None:
         return None
     data = open_dataset(config, config.data.evaluation.sources)
     return Loader(data, global_batch=config.batch.samples, micro_batch=config.batch.micro)
+
+
+def check_first_weights(config: Config) -> None:
+    """HfError if `run.initial_weights` is of another model, seen before ranks need each other to build it."""
+    if config.run.initial_weights is not None:
+        with Reader.open(config.run.initial_weights) as reader:
+            reader.refuse_strangers(config.model)
+            reader.refuse_misfits(config.model)
 
 
 def open_dataset(config: Config, sources: Sequence[Source]) -> dataset.Dataset:

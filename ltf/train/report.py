@@ -129,9 +129,9 @@ class Report:
             f"evaluation at step {event.step}: loss {event.loss:.4f} over {event.tokens} held-out tokens"
         )
 
-    def killed(self) -> None:
+    def killed(self, status: int) -> None:
         """The last word of a process that ends without its training thread, after a save on a signal."""
-        self.exited(143, events.ExitReason.SIGNAL, "told to end; the state was saved")
+        self.exited(status, events.ExitReason.SIGNAL, "told to end; this process did not wait for its step")
 
     def exited(self, status: int, reason: events.ExitReason, message: str) -> None:
         self.writer.write(events.Exited(self.heart.step, status, reason, message))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from ltf.balance import Balancer, Plan, by_unit
 from ltf.config.schema import Config
@@ -11,20 +10,9 @@ from ltf.findings import Finding, Json
 from ltf.guard.collapse import CollapseWatch
 from ltf.guard.spikes import SpikeWatch
 from ltf.parallel.layout import Layout
-from ltf.timing import SlowRanks
+from ltf.slow_ranks import SlowRanks
+from ltf.timing import OwnSeconds
 from ltf.train.reading import micro_batches_of_a_step
-
-
-@dataclass(frozen=True)
-class Own:
-    """One rank's own work in a step: seconds of its forward passes and the samples in them."""
-
-    seconds: float
-    rows: int
-
-    @property
-    def per_row(self) -> float:
-        return self.seconds / self.rows if self.rows else float("nan")
 
 
 class Watches:
@@ -42,11 +30,13 @@ class Watches:
             config.balance, layout.units, micro_batches_of_a_step(config, layout), layout.pipeline
         )
 
-    def speed(self, step: int, own: Sequence[Own]) -> list[Finding]:
-        """Each rank's own work of a step that was computed as planned."""
-        seconds = [each.per_row for each in own]
-        self.balancer.observe(step, by_unit([each * self._micro for each in seconds], self._units))
-        return self.slow.observe(step, seconds)
+    def speed(self, step: int, own: Sequence[OwnSeconds]) -> list[Finding]:
+        """Each rank's own work of a step that was computed as planned.
+
+        A plan follows all of it, uneven work too: that is time as well. Slow is who takes long for even work.
+        """
+        self.balancer.observe(step, by_unit([each.per_row * self._micro for each in own], self._units))
+        return self.slow.observe(step, own)
 
     def replan(self, step: int) -> Plan | None:
         """The plan that holds from `step` on, if it is a new one."""

@@ -25,6 +25,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+MOST_THREADS = 300
+
 
 class RankFailed(AssertionError):
     """A rank raised, died or did not finish; the message holds the tracebacks there are."""
@@ -103,6 +107,9 @@ class _Worker:
         self.connection.send_bytes(pickle.dumps((call.path, call.folder, dict(call.environment))))
         self.connection.send_bytes(pickle.dumps((call.function, call.args)))
 
+    def threads(self) -> int:
+        return psutil.Process(self.process.pid).num_threads() if self.process.is_alive() else 0
+
     def kill(self) -> None:
         self.process.kill()
         self.process.join()
@@ -129,6 +136,10 @@ class _Pool:
 
     def give_back(self, workers: list[_Worker]) -> None:
         self.idle = workers + self.idle
+        # Process groups leave threads behind, some sixty a training run. All workers go together: torch
+        # caches what follows from a process's rank, so one must not become another.
+        if any(worker.threads() > MOST_THREADS for worker in workers):
+            self.close()
 
     def close(self) -> None:
         if os.getpid() == self.owner:

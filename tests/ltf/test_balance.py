@@ -11,11 +11,13 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.balance.rank import accumulate, tokens
 from ltf.balance import Balancer, Plan, by_unit, even, plan, share
 from ltf.config import schema
 from ltf.data.errors import DataError
+from ltf.data.loader import Batch
 from ltf.data.order import micro_batches, share_of_rank
+from ltf.passes import Totals
+from ltf.train.accumulation import Accumulation
 from tests.ltf import ranks
 from tests.ltf.model.shapes import DENSE, MOE, decoder
 
@@ -126,6 +128,24 @@ def test_noise_about_equal_speeds_never_moves_a_micro_batch() -> None:
         assert balancer.replan(step) is None
 
 
+def test_a_disturbance_that_passes_within_the_window_moves_nothing() -> None:
+    balancer = Balancer(AUTO.model_copy(update={"every_steps": 8, "window": 8}), units=2, total=12)
+    for step in range(1, 100):
+        # Five slow steps: more than half of a window, but not of both its halves.
+        balancer.observe(step, [1.0, 4.0 if 44 <= step <= 48 else 1.0])
+        assert balancer.replan(step) is None
+
+
+def test_a_plan_that_saves_too_little_time_to_matter_is_not_made() -> None:
+    for saved, expected in ((16.1, (6, 6)), (15.9, (8, 4))):
+        balancer = Balancer(AUTO.model_copy(update={"saved_seconds": saved}), units=2, total=12)
+        for step in range(1, 5):
+            # 12 seconds a step become 8: 16 in the window of four.
+            balancer.observe(step, [1.0, 2.0])
+        balancer.replan(4)
+        assert balancer.counts == expected
+
+
 def test_a_unit_that_recovers_gets_its_share_back() -> None:
     balancer = Balancer(AUTO, units=2, total=12)
     for step in range(1, 17):
@@ -171,19 +191,36 @@ def test_a_state_of_another_layout_is_left_and_the_even_plan_kept() -> None:
     assert balancer.counts == (6, 6)
 
 
+def of_samples(samples: range, length: int, vocabulary: int) -> Batch:
+    """A sample's tokens follow from its number alone."""
+    rows = [
+        torch.randint(vocabulary, (length + 1,), generator=torch.Generator().manual_seed(sample))
+        for sample in samples
+    ]
+    tokens = torch.stack(rows)
+    zeros = torch.zeros(len(samples), length, dtype=torch.int64)
+    ones = torch.ones_like(zeros)
+    return Batch(tuple(samples), tokens[:, :-1], tokens[:, 1:], ones, zeros, zeros)
+
+
 def gradients(counts: tuple[int, ...], moe: bool) -> tuple[float, list[torch.Tensor]]:
     """The loss of a global batch and its gradients when ranks take that many micro-batches."""
     dist.init_process_group("gloo")
     try:
         model = decoder(MOE if moe else DENSE, seed=1)
         batches = [
-            tokens(batch, 16, model.args.vocab_size)
+            of_samples(batch, 16, model.args.vocab_size)
             for batch in share(range(100, 112), counts, dist.get_rank(), micro=2)
         ]
-        loss = accumulate(model, batches, samples=12, sequence=16)
-        return loss, [
-            parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None
-        ]
+        # A rank whose tokens leave an expert out has no gradient for it; all send as many elements.
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        totals = Totals(loss_tokens=12 * 16, tokens=12 * 16, rows=12, counts={})
+        passed = Accumulation(model, masked=False)(batches, totals)
+        summed = [passed.loss, *(p.grad for p in model.parameters() if p.grad is not None)]
+        for tensor in summed:
+            dist.all_reduce(tensor)
+        return float(summed[0]), summed[1:]
     finally:
         dist.destroy_process_group()
 

@@ -114,6 +114,21 @@ def test_a_damaged_checkpoint_is_not_exported(tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "out").exists()
 
 
+def test_in_place_of_a_damaged_checkpoint_the_newest_good_one_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small()
+    model = made(config.model)
+    for step in (10, 20):
+        saved(config, model, tmp_path, step)
+    file = tmp_path / "step-00000020" / "__0_0.distcp"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert main(["export", str(tmp_path), str(tmp_path / "out")]) == 2
+    assert f"export another checkpoint: {tmp_path / 'step-00000010'} is good" in capsys.readouterr().err
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("none", "step-00000001"):
         assert main(["export", str(tmp_path / name), str(tmp_path / "out")]) == 2

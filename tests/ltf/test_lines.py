@@ -53,13 +53,13 @@ def test_a_line_has_every_figure_of_its_step() -> None:
     line = progress_line([PROGRESS], 1000, 8)
     assert line.startswith("step   50/1000  ")
     for part in (
-        "loss   5.4321",
+        "loss  5.4321",
         "norm     1.23",
         "lr 3.00e-04",
-        "tok/s   131K ( 16.4K/device)",
+        "tok/s  131K (16.4K/device)",
         "mfu 41.2%",
-        "mem  61.0 GiB",
-        "stall data   1.0% ckpt  25.0%",
+        "mem 61.0 GiB",
+        "stall data  1.0% ckpt 25.0%",
     ):
         assert part in line
     assert "balance" not in line
@@ -67,14 +67,21 @@ def test_a_line_has_every_figure_of_its_step() -> None:
 
 def test_a_mixture_of_experts_also_shows_its_balance() -> None:
     line = progress_line([replace(PROGRESS, balance=1.0321, expert_load=1.75)], 1000, 8)
-    assert line.endswith("balance  1.0321 load  1.75")
+    assert line.endswith("balance  1.032 load  1.75")
 
 
 def test_what_is_not_known_is_a_dash_and_nothing_moves() -> None:
     known = progress_line([PROGRESS], 1000, 8)
-    unknown = progress_line([replace(PROGRESS, mfu=None, norm=None)], 1000, 8)
-    assert "mfu     -" in unknown
+    unknown = progress_line([replace(PROGRESS, norm=None)], 1000, 8)
+    assert "norm        -" in unknown
     assert len(known) == len(unknown)
+
+
+def test_what_a_run_cannot_have_takes_no_room() -> None:
+    line = progress_line([replace(PROGRESS, mfu=None)], 1000, 1)
+    assert "mfu" not in line
+    assert "device" not in line
+    assert "tok/s  131K  mem" in line
 
 
 @pytest.mark.parametrize(
@@ -129,7 +136,19 @@ def test_without_a_peak_the_banner_says_that_there_is_no_mfu() -> None:
     text = "\n".join(banner(replace(START, peak=None, world=1, layout={"shard": 1})))
     assert "peak unknown: no MFU" in text
     assert "MFU =" not in text
-    assert "1 rank: one rank" in text
+    assert "  layout   1 rank\n" in text
+
+
+def test_a_run_that_is_done_is_told_so_when_it_is_started_again() -> None:
+    assert (
+        banner(replace(START, first_step=1001))[0] == "run r1, attempt 2: all 1000 steps are done (run.steps)"
+    )
+
+
+def test_a_finding_outside_any_step_names_none() -> None:
+    out = io.StringIO()
+    Lines(10, 100, 1, out).finding(Finding("events.lost", Severity.WARNING, -1, "the disk is full"))
+    assert out.getvalue() == "!!! WARNING events.lost: the disk is full\n"
 
 
 def test_a_finding_is_loud_and_names_rank_node_and_device() -> None:

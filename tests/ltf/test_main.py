@@ -72,6 +72,19 @@ def test_a_real_process_ends_with_the_status_and_without_a_traceback() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_reader_that_has_seen_enough_gets_no_traceback() -> None:
+    command = f"{sys.executable} -m ltf estimate tiny --json; echo $? >&2"
+    done = subprocess.run(
+        # The reader is gone before anything is written.
+        ["bash", "-c", f"exec 3> >(exec true); wait $!; {{ {command}; }} >&3"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stderr == "141\n"
+
+
 def test_an_interruption_ends_with_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

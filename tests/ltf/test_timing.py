@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,11 +17,12 @@ from torch.utils.checkpoint import checkpoint
 
 from ltf.config import schema
 from ltf.findings import Finding, Severity
-from ltf.timing import JITTER_STEPS, HostClock, OwnSeconds, OwnWork, SlowRanks
+from ltf.slow_ranks import JITTER_STEPS, SlowRanks
+from ltf.timing import HostClock, OwnSeconds, OwnWork
 from tests.ltf import ranks
 
 CPU = torch.device("cpu")
-NOISE = schema.Noise(slow_factor=1.3, slow_steps=5, jitter_factor=2.0)
+NOISE = schema.Noise(slow_factor=1.3, slow_steps=5, jitter_factor=2.0, lost_seconds=0)
 
 
 class Watch:
@@ -72,6 +74,21 @@ def test_the_forward_passes_are_timed_and_rows_counted_once() -> None:
 def test_nothing_measured_is_not_a_number() -> None:
     assert math.isnan(OwnSeconds(0.0, 0).per_row)
     assert OwnSeconds(1.0, 4).per_row == 0.25
+
+
+def test_work_that_others_send_is_counted_apart() -> None:
+    watch = Watch()
+    attention, experts = Slow(watch.work, 3.0), Slow(watch.work, 40.0)
+    own = OwnWork([attention, experts], CPU, HostClock(lambda: watch.now), uneven=[experts])
+    experts(attention(torch.ones(2, 4)))
+    taken = own.take()
+    assert taken == OwnSeconds(43.0, 2, uneven=40.0)
+    assert (taken.per_row, taken.even_per_row) == (21.5, 1.5)
+    assert own.take() == OwnSeconds(0.0, 0)
+
+
+def test_where_all_work_is_uneven_nothing_can_be_compared() -> None:
+    assert math.isnan(OwnSeconds(4.0, 2, uneven=4.0).even_per_row)
 
 
 def test_waiting_for_others_is_not_own_work() -> None:
@@ -220,6 +237,70 @@ def test_between_fsdps_collectives_the_fast_rank_is_seen_as_fast(
     assert 0.04 <= fast[0] < 0.3 < fast[2]
 
 
+def routed_to_rank_0(tokens: int) -> tuple[OwnSeconds, int]:
+    """Own time by a clock that only modules move, and the experts' rows, where all tokens want rank 0's."""
+    from ltf.config.schema import Parallel
+    from ltf.model.decoder import Decoder
+    from ltf.model.init import init_weights
+    from ltf.model.moe import MoE
+    from ltf.parallel.exchange import FlatExchange
+    from ltf.parallel.world import join
+    from ltf.train.loop import uneven
+    from tests.ltf.model.shapes import MOE
+
+    world = join(Parallel(expert=2), "cpu")
+    try:
+        watch, seen = Watch(), []
+
+        def working(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            seen.append(args[0].shape[0])
+            watch.work(float(args[0].shape[0]))
+
+        model = Decoder(MOE)
+        init_weights(model, seed=1)
+        timed: list[nn.Module] = []
+        assert MOE.moe is not None
+        half = MOE.moe.experts // 2
+        for _, block in model.blocks():
+            timed.append(block.attention)
+            if not isinstance(block.ffn, MoE):
+                continue
+            with torch.no_grad():
+                for parameter in block.ffn.experts.parameters():
+                    parameter.data = parameter.data[:half].clone()
+            block.ffn.router.register_forward_hook(to_the_first_experts)
+            timed += [block.ffn.router, block.ffn.experts]
+        own = OwnWork(timed, CPU, HostClock(lambda: watch.now), uneven=uneven(timed))
+        exchange = FlatExchange(world.mesh.get_group("ep"), own.elsewhere)
+        for _, block in model.blocks():
+            block.attention.register_forward_pre_hook(lambda _, args: watch.work(float(args[0].shape[0])))
+            if isinstance(block.ffn, MoE):
+                block.ffn.exchange = exchange
+                block.ffn.experts.register_forward_pre_hook(working)
+        model(torch.arange(tokens).view(1, tokens) % MOE.vocab_size)
+        return own.take(), sum(seen)
+    finally:
+        world.close()
+
+
+def to_the_first_experts(router: nn.Module, args: object, routing: Any) -> Any:
+    """Every token's choice becomes expert 0, 1 and so on, in whatever order of weight."""
+    top_k = routing.experts.shape[1]
+    experts = torch.arange(top_k).expand_as(routing.experts).contiguous()
+    counts = torch.zeros_like(routing.stats.tokens_per_expert)
+    counts[:top_k] = routing.experts.shape[0]
+    return routing._replace(experts=experts, stats=routing.stats._replace(tokens_per_expert=counts))
+
+
+def test_of_an_expert_group_the_rank_whose_experts_all_want_has_more_work_and_is_not_slow() -> None:
+    (busy, rows), (idle, none) = ranks.run(routed_to_rank_0, 2, 8)
+    assert rows > 0 == none
+    assert busy.uneven == rows
+    assert busy.per_row > idle.per_row
+    assert busy.even_per_row == idle.even_per_row > 0
+    assert SlowRanks(NOISE.model_copy(update={"slow_steps": 1}), "aa").observe(1, [busy, idle]) == []
+
+
 def feed(
     slow: SlowRanks, steps: range, seconds: Callable[[int], list[float]]
 ) -> list[tuple[int, str, tuple[int, ...]]]:
@@ -227,7 +308,11 @@ def feed(
 
 
 def found(slow: SlowRanks, steps: range, seconds: Callable[[int], list[float]]) -> list[Finding]:
-    return [finding for step in steps for finding in slow.observe(step, seconds(step))]
+    return [finding for step in steps for finding in slow.observe(step, of_one_row(seconds(step)))]
+
+
+def of_one_row(seconds: list[float]) -> list[OwnSeconds]:
+    return [OwnSeconds(each, 1) for each in seconds]
 
 
 def test_a_rank_that_becomes_slow_is_found_with_factor_and_since_when_and_once() -> None:
@@ -324,6 +409,68 @@ def test_one_slow_first_step_is_no_jitter() -> None:
     )
 
 
+def test_a_rank_with_the_favoured_experts_is_not_slow() -> None:
+    slow = SlowRanks(NOISE, "aa")
+    loads = [OwnSeconds(1.0, 1, uneven=0.5), OwnSeconds(9.0, 1, uneven=8.5)]
+    assert [finding for step in range(50) for finding in slow.observe(step, loads)] == []
+
+
+def test_a_rank_that_is_slow_in_two_steps_of_three_by_chance_is_not_called_slow() -> None:
+    told = feed(SlowRanks(NOISE, "aa"), range(1, 400), lambda step: [1.0, 0.8 if step % 3 == 0 else 1.6])
+    assert told == []
+
+
+def test_what_has_cost_too_little_is_told_when_it_has_cost_enough() -> None:
+    settings = NOISE.model_copy(update={"lost_seconds": 20.0})
+    (finding,) = found(
+        SlowRanks(settings, "aaa"), range(1, 60), lambda step: [1.0, 1.0, 2.0 if step >= 10 else 1.0]
+    )
+    # A second is lost in each step from the tenth on.
+    assert (finding.kind, finding.step, finding.evidence["since"]) == ("slow_rank", 29, 10)
+    assert finding.evidence["lost_seconds"] == 20.0
+
+
+def test_what_passes_before_it_has_cost_enough_is_never_told() -> None:
+    settings = NOISE.model_copy(update={"lost_seconds": 20.0})
+    told = feed(
+        SlowRanks(settings, "aaa"), range(1, 400), lambda step: [1.0, 1.0, 1.9 if step % 40 < 15 else 1.0]
+    )
+    assert told == []
+
+
+def test_jitter_that_costs_too_little_is_not_told_yet() -> None:
+    settings = NOISE.model_copy(update={"lost_seconds": 30.0})
+    (finding,) = found(
+        SlowRanks(settings, "aaaa"),
+        range(1, 300),
+        lambda step: [1.0, 3.0 if step % 10 == 0 else 1.0, 1.0, 1.0],
+    )
+    # Two seconds every tenth step: the first 100 steps cost 20, and 30 are reached at step 150.
+    assert (finding.kind, finding.step, finding.evidence["lost_seconds"]) == ("jitter", 150, 30.0)
+
+
+def test_where_all_ranks_are_unsteady_none_is_to_blame() -> None:
+    told = feed(
+        SlowRanks(NOISE, "aaaa"),
+        range(1, 400),
+        lambda step: [3.0 if (step + r) % 10 == 0 else 1.0 for r in range(4)],
+    )
+    assert told == []
+
+
+@pytest.mark.parametrize("ranks_of_stage", [2, 3, 4, 5])
+def test_peers_are_all_others_whatever_their_number(ranks_of_stage: int) -> None:
+    seconds = [1.0, 2.0, 4.0, 8.0, 16.0][:ranks_of_stage]
+    findings = found(SlowRanks(NOISE, "a" * ranks_of_stage), range(1, 6), lambda step: seconds)
+    expected = {
+        rank: own / statistics.median(seconds[:rank] + seconds[rank + 1 :])
+        for rank, own in enumerate(seconds)
+    }
+    assert {f.ranks[0]: f.evidence["factor"] for f in findings} == {
+        rank: factor for rank, factor in expected.items() if factor >= 1.3
+    }
+
+
 def test_a_restored_state_goes_on_as_if_nothing_had_happened() -> None:
     def seconds(step: int) -> list[float]:
         return [1.0, 3.0 if step % 10 == 0 else 1.0, 2.0 if 20 <= step < 120 else 1.0]
@@ -339,4 +486,4 @@ def test_a_restored_state_goes_on_as_if_nothing_had_happened() -> None:
 def test_a_state_of_another_number_of_ranks_is_left() -> None:
     slow = SlowRanks(NOISE, "aa")
     slow.restore(SlowRanks(NOISE, "aaa").state())
-    assert slow.observe(1, [1.0, 1.0]) == []
+    assert slow.observe(1, of_one_row([1.0, 1.0])) == []

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ltf.checkpoint.pieces import Piece
-from ltf.checkpoint.saver import EXIT_STATUS, LeaveTraining, Saver
+from ltf.checkpoint.saver import LeaveTraining, Saver
 from ltf.checkpoint.state import State
 from ltf.checkpoint.store import Store
 from ltf.config.schema import Checkpoint
@@ -36,7 +36,7 @@ def main(folder: Path, mode: str, grace: float) -> int:
         weights.weight.fill_(3.0)
     state = (Never if mode == "loops-never" else State)([weights])
     settings = Checkpoint(grace_seconds=grace)
-    with Saver(Store(folder), state, settings, config={}, leave_seconds=0.5) as saver:
+    with Saver(Store(folder), state, settings, config={}, leave_seconds=0.5, insist_seconds=0.4) as saver:
         saver.finished_update(3, {"step": 3})
         print("in a step", flush=True)
         match mode:
@@ -46,7 +46,7 @@ def main(folder: Path, mode: str, grace: float) -> int:
                 while not saver.stopping:
                     time.sleep(0.01)
     print("closed", flush=True)
-    return EXIT_STATUS
+    return saver.stop_status
 
 
 if __name__ == "__main__":

@@ -174,6 +174,16 @@ def test_the_command_lists_and_verifies(two: Path, capsys: pytest.CaptureFixture
     assert main([]) == 2
 
 
+def test_the_command_finds_the_checkpoints_of_a_run_by_its_output_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["list", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"no checkpoints in {tmp_path}\n"
+    _two_checkpoints(tmp_path / "checkpoints")
+    assert main(["verify", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count(" good ") == 2
+
+
 def test_files_are_divided_by_size() -> None:
     files = {name: FileRecord(size, "") for name, size in {"a": 10, "b": 6, "c": 5, "d": 1}.items()}
     assert shares(files, 2) == [["a", "d"], ["b", "c"]]

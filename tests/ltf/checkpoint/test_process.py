@@ -58,6 +58,25 @@ def test_sigterm_to_all_ranks_is_one_stop(tmp_path: Path) -> None:
     assert [entry.version for entry in Store(tmp_path).entries()] == [3]
 
 
+def test_a_signal_that_comes_twice_as_from_scheduler_and_launcher_is_one_stop(tmp_path: Path) -> None:
+    processes = _start(tmp_path, ["loops", "loops"], grace=20)
+    for process in [*processes, *processes]:
+        process.send_signal(signal.SIGTERM)
+    for process in processes:
+        process.communicate(timeout=30)
+    assert [process.returncode for process in processes] == [143, 143]
+    assert _saved(tmp_path) == (3, {3.0})
+
+
+def test_ctrl_c_saves_too(tmp_path: Path) -> None:
+    processes = _start(tmp_path, ["loops", "loops"], grace=20)
+    processes[1].send_signal(signal.SIGINT)
+    for process in processes:
+        process.communicate(timeout=30)
+    assert [process.returncode for process in processes] == [130, 130]
+    assert _saved(tmp_path) == (3, {3.0})
+
+
 def test_a_save_that_hangs_ends_with_the_grace_time(tmp_path: Path) -> None:
     (process,) = _start(tmp_path, ["loops-never"], grace=0.7)
     start = time.monotonic()

@@ -71,6 +71,11 @@ def only(found: Config) -> str:
             "parallel.compile: found true, expected false with the schedule zero_bubble",
         ),
         (
+            DENSE,
+            {"precision": {"attention_kernel": "cudnn"}},
+            "precision.attention_kernel: found cudnn, expected another kernel where run.deterministic",
+        ),
+        (
             DENSE | {"tied_embeddings": True},
             {"parallel": {"pipeline": 2}},
             "model.tied_embeddings: found true, expected false where parallel.pipeline is 2",

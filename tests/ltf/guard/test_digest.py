@@ -46,6 +46,24 @@ def test_values_that_trade_places_change_the_digest() -> None:
     assert digest(swapped) != digest(tensor)
 
 
+@pytest.mark.parametrize("places", [(3, 3 + 128), (10, 9000), (8191, 8192), (100, 300_000)])
+def test_values_of_a_large_tensor_that_trade_places_change_the_digest(places: tuple[int, int]) -> None:
+    # In neighbouring rows of a block the columns are 128 values wide: the first pair trades what looks alike.
+    tensor = torch.randn(400_000, generator=torch.Generator().manual_seed(1))
+    swapped = tensor.clone()
+    swapped[list(places)] = swapped[list(reversed(places))]
+    alike = (places[1] - places[0]) % 128 == 0 and places[1] < 8192
+    assert bool(digest(swapped) == digest(tensor)) is alike
+
+
+@pytest.mark.parametrize("count", [0, 5, 8192, 8193, 262_144, 600_001])
+def test_what_is_shown_beside_the_digest_is_all_of_the_tensor_once(count: int) -> None:
+    tensor = torch.arange(float(count))
+    parts: list[torch.Tensor] = []
+    assert digest(tensor, parts.append) == digest(tensor)
+    assert torch.equal(torch.cat([torch.empty(0), *parts]), tensor)
+
+
 def test_tensors_that_trade_places_change_the_digest() -> None:
     a, b = torch.randn(10), torch.randn(10)
     assert digest_all([a, b]) != digest_all([b, a])

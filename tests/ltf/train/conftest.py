@@ -28,7 +28,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(corpus: Path) -> dict[str, Any]:
     """A mixture of experts that takes milliseconds a step; 8 samples a step in micro-batches of 2."""
     return {
-        "run": {"steps": 12, "seed": 3},
+        "run": {"steps": 12, "seed": 3, "device": "cpu"},
         "model": {
             "vocab_size": 272, "layers": 4, "width": 32, "heads": 4, "kv_heads": 2, "head_dim": 8,
             "max_positions": 64,

@@ -26,7 +26,7 @@ def test_a_rank_that_makes_nan_is_named_and_the_step_changes_nothing(runs: Runs)
     assert finding["where"][0]["rank"] == 1
     assert "layer 2" in finding["message"]
     skipped = [event["step"] for event in told.events("step") if event["skipped"]]
-    assert skipped == [6]  # the sixth step, counted from one, is number 5
+    assert skipped == [5]
     assert told.losses[12] < told.losses[1]
 
 
@@ -35,7 +35,7 @@ def test_one_flipped_bit_in_a_gradient_is_repaired_and_the_run_is_the_same_bit_f
     told = runs.warm(
         "run",
         2,
-        drill(fault="bitflip_gradient", rank=1, step=5, layer=1, bit=20),
+        drill(fault="bitflip_gradient", rank=1, step=6, layer=1, bit=20),
         run__steps=10,
         guard__corruption={"every_steps": 6},
     )
@@ -90,4 +90,9 @@ def test_a_transient_nan_is_repaired_by_the_replay(runs: Runs, kind: str) -> Non
     clean = runs.warm("clean", 2)
     told = runs.warm("run", 2, drill(fault=kind, rank=0, step=7, layer=1))
     assert told.losses == clean.losses
-    assert [e["ranks"] for e in told.events("finding") if e["kind"] == "corruption.transient"] == [[0]]
+    found = {e["kind"]: e for e in told.events("finding")}
+    assert found["corruption.transient"]["ranks"] == [0]
+    # What was seen at first stays told, with the layer, but asks for nothing.
+    [seen] = [event for kind, event in found.items() if kind.startswith("finite.")]
+    assert (seen["severity"], seen["step"], seen["ranks"]) == ("info", 7, [0])
+    assert "layer 1" in seen["message"]
