@@ -118,7 +118,7 @@ def test_a_run_learns_and_goes_on_from_a_checkpoint_bit_for_bit(runs: Runs, devi
 
 def test_a_flipped_bit_before_the_reduction_is_repaired_to_the_same_bits(runs: Runs, device: str) -> None:
     clean = runs.warm("clean")
-    order = {"fault": "bitflip_gradient", "rank": 0, "step": 5, "layer": 1, "bit": 6}
+    order = {"fault": "bitflip_gradient", "rank": 0, "step": 6, "layer": 1, "bit": 6}
     told = runs.warm("run", environment={"LTF_DRILL": json.dumps(order)})
     [finding] = [event for event in told.events("finding") if event["kind"].startswith("corruption.")]
     assert (finding["kind"], finding["ranks"]) == ("corruption.transient", [0])
@@ -133,7 +133,7 @@ def test_a_rank_that_makes_nan_is_named_and_its_step_changes_nothing(runs: Runs,
     )
     [finding] = [event for event in told.events("finding") if event["kind"].startswith("finite.")]
     assert (finding["kind"], finding["ranks"]) == ("finite.activation", [0])
-    assert [event["step"] for event in told.events("step") if event["skipped"]] == [5]
+    assert [event["step"] for event in told.events("step") if event["skipped"]] == [4]
 
 
 def made(function: Callable[[], Tensor], *leaves: Tensor) -> list[Tensor]:
