@@ -137,14 +137,20 @@ class Buffers:
 
 
 def changed(device: torch.device) -> torch.Event | None:
-    """A mark behind all work queued so far on the calling thread's stream; the CPU has none."""
+    """A mark behind all work queued so far on the calling thread's stream.
+
+    None where nothing is left to wait for: on the CPU, and on a device without such marks.
+    """
     if device.type == "cpu":
         return None
     try:
         event = torch.Event(device)
         event.record(torch.accelerator.current_stream(device))
     except (RuntimeError, NotImplementedError):
-        return None  # A device without streams does everything in order.
+        # Without a mark, what is queued must be done before anyone may copy: a copy of half an update would
+        # have right digests.
+        torch.accelerator.synchronize(device)
+        return None
     return event
 
 
