@@ -14,7 +14,6 @@ from recovery.accounting.accountant import Accountant, account
 from recovery.accounting.entries import (
     AttemptEnded,
     AttemptStarted,
-    Blame,
     CheckpointSaved,
     Decided,
     Diagnosed,
@@ -40,6 +39,7 @@ from recovery.accounting.journal import Journal, from_json, read, to_json
 from recovery.accounting.reliability import IntervalAdvice, Reliability, reliability
 from recovery.accounting.summary import Row, Summary, summary
 from recovery.accounting.trainer import from_trainer
+from recovery.blame import Blame
 
 __all__ = [
     "Account",

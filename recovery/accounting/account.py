@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from recovery.accounting.entries import Blame, Outcome
+from recovery.accounting.entries import Outcome
+from recovery.blame import Blame
 
 NS = 1_000_000_000
 

@@ -9,7 +9,6 @@ from recovery.accounting.account import NS, Account, Bucket, Span
 from recovery.accounting.entries import (
     AttemptEnded,
     AttemptStarted,
-    Blame,
     CheckpointSaved,
     Decided,
     Diagnosed,
@@ -34,6 +33,7 @@ from recovery.accounting.entries import (
 from recovery.accounting.history import START, Attempt, Gap, History
 from recovery.accounting.journal import LATEST
 from recovery.accounting.totals import Totals, total
+from recovery.blame import Blame
 
 
 def account(entries: Iterable[Entry], now: float) -> Account:

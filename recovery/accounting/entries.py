@@ -10,14 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-
-class Blame(StrEnum):
-    """Who must act."""
-
-    HARDWARE = "hardware"
-    USER = "user"
-    PLATFORM = "platform"
-    UNKNOWN = "unknown"
+from recovery.blame import Blame
 
 
 class Outcome(StrEnum):

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from recovery.accounting.account import LOST, Bucket, Span
-from recovery.accounting.entries import Blame, Outcome
+from recovery.accounting.entries import Outcome
 from recovery.accounting.lineage import Lineage, Stretch
+from recovery.blame import Blame
 
 START, SAVES = 0, 1
 """Owners of lost time that no fault caused; the faults follow them in the same list."""

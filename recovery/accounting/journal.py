@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from recovery.accounting.entries import Blame, Entry, Outcome
+from recovery.accounting.entries import Entry, Outcome
+from recovery.blame import Blame
 
 VERSION = 1
 LATEST = 9_000_000_000.0

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from recovery.accounting.account import LOST, NS, Account, AttemptTime, Bucket, FaultTime, LostTime
-from recovery.accounting.entries import Blame, Outcome
+from recovery.accounting.entries import Outcome
 from recovery.accounting.history import SAVES, Attempt, Fault, History
+from recovery.blame import Blame
 
 
 @dataclass

@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from recovery.blame import Blame
 from recovery.diagnose import exitstatus
 from recovery.diagnose.ranks import named
-from recovery.supervise.model import Blame, Evidence, Fault, Proof
+from recovery.supervise.model import (
+    Evidence,
+    Fault,
+    Proof,
+)
 from recovery.supervise.snapshot import KernelSeen, RankSeen, Snapshot
 from recovery.supervise.words import Cause
 

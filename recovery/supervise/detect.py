@@ -11,11 +11,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from recovery.blame import Blame
 from recovery.diagnose import waitfor
 from recovery.diagnose.ranks import named
 from recovery.supervise.deaths import death
 from recovery.supervise.limits import Overdue, Silence
-from recovery.supervise.model import Blame, Evidence, Fault, Proof
+from recovery.supervise.model import (
+    Evidence,
+    Fault,
+    Proof,
+)
 from recovery.supervise.snapshot import FindingSeen, NodeSeen, Snapshot
 
 

@@ -10,15 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from probes.model import Verdict
-
-
-class Blame(StrEnum):
-    """Who must act."""
-
-    HARDWARE = "hardware"
-    USER = "user"
-    PLATFORM = "platform"
-    UNKNOWN = "unknown"
+from recovery.blame import Blame
 
 
 class Proof(StrEnum):

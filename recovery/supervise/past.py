@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from recovery.supervise.model import Attempt, Blame, Fault
+from recovery.blame import Blame
+from recovery.supervise.model import (
+    Attempt,
+    Fault,
+)
 
 
 def root(attempt: Attempt) -> Fault | None:

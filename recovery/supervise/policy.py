@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from probes.model import Verdict
+from recovery.blame import Blame
 from recovery.supervise import past
 from recovery.supervise.model import (
     Attempt,
-    Blame,
     Budget,
     CheckpointView,
     Decision,

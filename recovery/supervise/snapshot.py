@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from recovery.blame import Blame
 from recovery.supervise.limits import Overdue
-from recovery.supervise.model import Blame
 from recovery.supervise.words import Words
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from recovery.blame import Blame
 from recovery.diagnose.stacks import is_library, traceback_frames
-from recovery.supervise.model import Blame
 
 CONSEQUENCES = (
     "lost the other ranks",

@@ -8,10 +8,10 @@ from dataclasses import replace
 from random import Random
 
 from probes.model import Verdict
+from recovery.blame import Blame
 from recovery.supervise.model import (
     STARTS,
     Attempt,
-    Blame,
     Budget,
     CheckpointView,
     Decision,

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from recovery.supervise.model import Attempt, Blame, Ending, Fault, FleetView, Proof
+from recovery.blame import Blame
+from recovery.supervise.model import (
+    Attempt,
+    Ending,
+    Fault,
+    FleetView,
+    Proof,
+)
 
 NODES = ("n1", "n2")
 HOUR = 3600.0

@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 
+from recovery.blame import Blame
 from recovery.diagnose import waitfor
 from recovery.supervise.detect import Reach, detect, hang_explained
 from recovery.supervise.limits import Overdue, Silence
-from recovery.supervise.model import Blame, Fault, Proof
+from recovery.supervise.model import (
+    Fault,
+    Proof,
+)
 from recovery.supervise.snapshot import (
     DiskSeen,
     FindingSeen,

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from probes.model import Verdict
+from recovery.blame import Blame
 from recovery.diagnose import waitfor
 from recovery.supervise.detect import detect, hang_explained
 from recovery.supervise.limits import Limits
 from recovery.supervise.model import (
     Attempt,
-    Blame,
     Budget,
     Decision,
     DecisionKind,

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from probes.model import Verdict
+from recovery.blame import Blame
 from recovery.supervise.model import (
     Attempt,
-    Blame,
     Budget,
     CheckpointView,
     Decision,

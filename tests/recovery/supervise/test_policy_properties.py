@@ -8,9 +8,9 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recovery.blame import Blame
 from recovery.supervise.model import (
     Attempt,
-    Blame,
     Budget,
     CheckpointView,
     DecisionKind,

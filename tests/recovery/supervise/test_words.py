@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recovery.supervise.model import Blame
+from recovery.blame import Blame
 from recovery.supervise.words import Cause, Words, last_words
 
 GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:24019"
